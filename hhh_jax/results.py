@@ -1,0 +1,243 @@
+"""The results table of a study and the item records behind it: all that figures, claims and reports read.
+
+A study directory holds
+
+    results.csv             measured values, one row a value, columns COLUMNS; "" = not applicable
+    summary.csv             what `hhh_jax.summary` derives: means over seeds, gains and fits, with intervals
+    runs/RUN/rows.jsonl     the rows of one run (a run = one config = a group of seeds trained together)
+    runs/RUN/items.jsonl    the item records behind them; RUN is the column `run`
+
+**items.jsonl** has one JSON object a line, of three forms (NUM = n_tokens, n_bytes, logp_sum):
+
+    a side of a pair   task split selection seed item_id group_id NUM option("good"|"bad") reward label
+    a document         task split selection seed item_id group_id NUM option("text")
+    a baseline         task split selection item_id group_id ranker correct(0, 0.5 or 1)
+
+Each (task, split, selection) has every item once a seed and side. An item is right when the good side's score
+is above the bad one's; ties count half. The score is `reward`, or logp_sum / n_tokens (`mean_logp`).
+`item_id` is the pair's or document's id, `group_id` its group: runs are paired by ids, and intervals resample
+whole groups. `selection` follows from `metric`: "best" for accuracy and pm_loss (stopping step chosen on
+validation), "final" for accuracy_final, pm_loss_final and loss (last step). What has no step to choose
+(untuned, baselines) writes metric accuracy and selection "best".
+
+**Rows that figures and claims use** (others are welcome, and ignored). All have split=test and
+curve=separate, one row a seed; `seed` is the same number in the row and in the items. A cell that is blank
+below is "".
+
+    what         stage     objective   init      task        pairs_total      ranker     metric
+    pretraining  pretrain  lm                    stdlib                                  loss
+    untuned LM   pretrain  untuned               the five                     mean_logp  accuracy
+    imitation    finetune  imitation   lm        the five    largest          mean_logp  accuracy, accuracy_final
+    preference   finetune  preference  lm        the five    largest          reward     accuracy, accuracy_final
+    PMP          finetune  preference  3 inits   the four    several, ~500    reward     accuracy
+    symbols      finetune  preference  7 inits   symbols:T0  several, ~500    reward     accuracy
+    PMP itself   pmp       preference  lm        the source  as trained       reward     accuracy
+    baselines    baseline  baseline              the five                     its name   accuracy
+
+  * The first four at every rung N; PMP and symbols at one N or more; baselines have no N and no seed.
+  * "The four" are the ranked and the binary tasks; the fifth is the label twin (`summary.FORMAT_TWIN`) of one
+    of them, whose item ids are that task's where the comparisons are the same.
+  * The 3 inits are lm, pmp:SOURCE:ranked and pmp:SOURCE:binary; the 7 are lm, pmp:symbols:T0:ranked to
+    pmp:symbols:T4:ranked, and pmp:symbols:Tb:binary.
+  * `pairs_total` is the number of distinct training pairs that a run was given: the x axis of curves over pairs
+    (`pairs_seen` counts repeats). The runs of a task with the largest `pairs_total` from init lm are its main
+    ones, alike at every rung and for both objectives.
+  * The paper's constant learning rate: rows as imitation and preference above, with intervention=paper_lr. A row
+    with an `intervention` enters nothing but the comparison named after it.
+  * After that, (task, objective, init, N, pairs_total, ranker, intervention, metric, seed) must name one row: arms
+    that differ in anything else (lambda, mu, eoc, learning rate, ...) carry an `intervention`.
+  * Every row above needs its item records.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from hhh_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = (
+    "study", "run", "stage", "ladder", "n_layer", "N", "objective", "init", "lambda", "mu", "eoc",
+    "intervention", "task", "split", "pairs_seen", "pairs_total", "curve", "k", "ranker", "seed", "pretrain_seed",
+    "metric", "value", "n_items", "lo", "hi", "config_sha", "data_sha", "code_version",
+)  # fmt: skip
+INTEGERS = ("n_layer", "N", "pairs_seen", "pairs_total", "k", "seed", "pretrain_seed", "n_items")
+FLOATS = ("lambda", "mu", "value", "lo", "hi")
+SELECTION = {
+    "accuracy": "best",
+    "pm_loss": "best",
+    "accuracy_final": "final",
+    "pm_loss_final": "final",
+    "loss": "final",
+}
+
+
+class Items(NamedTuple):
+    """Right or wrong for every item and seed of one run: `correct` float64 [S, I] in {0, 0.5, 1}."""
+
+    seeds: tuple[int, ...]
+    item_ids: tuple[str, ...]
+    groups: np.ndarray  # [I] str
+    correct: np.ndarray
+
+
+class Documents(NamedTuple):
+    """Summed log-likelihood (nats, float64 [S, I]) and number of tokens (float64 [I]) of held-out documents."""
+
+    seeds: tuple[int, ...]
+    item_ids: tuple[str, ...]
+    groups: np.ndarray  # [I] str
+    logp: np.ndarray
+    n_tokens: np.ndarray
+
+
+def write_table(rows: Iterable[Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """Write rows (missing columns are ""), sorted by the columns left to right, replacing `path` atomically.
+
+    The same rows in any order give the same bytes. Raises ValueError on a column that is not in COLUMNS.
+    """
+    cells = []
+    for row in rows:
+        if unknown := set(row) - set(COLUMNS):
+            raise ValueError(f"unknown columns of a result row: {sorted(unknown)}")
+        cells.append([_cell(row.get(column)) for column in COLUMNS])
+    cells.sort(key=lambda row: [_sort_key(cell) for cell in row])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *cells])
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text.getvalue(), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_table(path: str | os.PathLike) -> "pd.DataFrame":
+    """A table as written by write_table: INTEGERS as Int64 (may be missing), FLOATS as float64, the rest text.
+
+    Raises UserError if the file is not there or its columns differ.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; a study writes it when its runs have finished") from None
+    if tuple(table.columns) != COLUMNS:
+        raise UserError(f"{path}: expected the columns {','.join(COLUMNS)}")
+    for column in INTEGERS:
+        table[column] = pd.to_numeric(table[column].replace("", None)).astype("Int64")
+    for column in FLOATS:
+        table[column] = pd.to_numeric(table[column].replace("", None)).astype("float64")
+    return table
+
+
+def read_items(run_dir: str | os.PathLike, task: str, split: str, selection: str, ranker: str) -> Items:
+    """Which items each seed of a run got right, by `ranker`: reward, mean_logp, or a baseline's name.
+
+    Items are sorted by id and seeds by number; a baseline, which has no seeds, has the one seed 0. Raises
+    UserError if there are no such records, if an item lacks a side or a seed, or if a score is missing.
+    """
+    path = Path(run_dir) / "items.jsonl"
+    what = f"{path}: task={task} split={split} selection={selection} ranker={ranker}"
+    sides = _records(path).get((task, split, selection), {})
+    if ranker in sides:
+        seeds, ids, groups, values_SxIx4 = _grid(what, sides[ranker])
+        return Items(seeds, ids, groups, values_SxIx4[..., _CORRECT])
+    if ranker not in ("reward", "mean_logp") or not {"good", "bad"} <= set(sides):
+        raise UserError(f"{what}: no such records")
+    seeds, ids, groups, good_SxIx4 = _grid(what, sides["good"])
+    bad_seeds, bad_ids, _, bad_SxIx4 = _grid(what, sides["bad"])
+    if (seeds, ids) != (bad_seeds, bad_ids):
+        raise UserError(f"{what}: an item has one side only")
+    good_SxI, bad_SxI = (
+        side[..., _REWARD] if ranker == "reward" else side[..., _LOGP] / side[..., _TOKENS]
+        for side in (good_SxIx4, bad_SxIx4)
+    )
+    if np.isnan(good_SxI).any() or np.isnan(bad_SxI).any():
+        raise UserError(f"{what}: an item has no score")
+    return Items(seeds, ids, groups, np.where(good_SxI == bad_SxI, 0.5, good_SxI > bad_SxI))
+
+
+def read_documents(run_dir: str | os.PathLike, task: str, split: str, selection: str = "final") -> Documents:
+    """The log-likelihood of held-out documents under each seed of a language-modeling run, as sorted by read_items.
+
+    Raises UserError if there are no records with `option: "text"`.
+    """
+    path = Path(run_dir) / "items.jsonl"
+    what = f"{path}: task={task} split={split} selection={selection}"
+    sides = _records(path).get((task, split, selection), {})
+    if "text" not in sides:
+        raise UserError(f"{what}: no document records")
+    seeds, ids, groups, values_SxIx4 = _grid(what, sides["text"])
+    return Documents(seeds, ids, groups, values_SxIx4[..., _LOGP], values_SxIx4[0, :, _TOKENS])
+
+
+_LOGP, _TOKENS, _REWARD, _CORRECT = range(4)
+_Side = dict[tuple[int, str], tuple[str, tuple[float, ...]]]  # (seed, item id) -> group, the four values
+
+
+def _records(path: Path) -> dict[tuple[str, str, str], dict[str, _Side]]:
+    """items.jsonl as (task, split, selection) -> option, or a baseline's name -> records."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; the run that writes it has not finished") from None
+    return _parse(path, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=4)
+def _parse(path: Path, _mtime: int, _size: int) -> dict[tuple[str, str, str], dict[str, _Side]]:
+    """Keyed by modification time and size too, so that a file that has changed is read again."""
+    records: dict[tuple[str, str, str], dict[str, _Side]] = {}
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                item = json.loads(line)
+                side = records.setdefault((item["task"], item["split"], item["selection"]), {}).setdefault(
+                    item.get("option") or item["ranker"], {}
+                )
+                key = (int(item.get("seed") or 0), str(item["item_id"]))
+                numbers = [item.get(name) for name in ("logp_sum", "n_tokens", "reward", "correct")]
+                value = tuple(np.nan if number is None else float(number) for number in numbers)
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path}, line {number}: not an item record ({error!r})") from None
+            if key in side:
+                raise UserError(f"{path}, line {number}: item {key[1]} of seed {key[0]} comes twice")
+            side[key] = (str(item["group_id"]), value)
+    return records
+
+
+def _grid(what: str, side: _Side) -> tuple[tuple[int, ...], tuple[str, ...], np.ndarray, np.ndarray]:
+    """Seeds, item ids, groups [I] and values [S, I, 4]; UserError unless every seed has every item."""
+    seeds = tuple(sorted({seed for seed, _ in side}))
+    ids = tuple(sorted({item for _, item in side}))
+    if len(side) != len(seeds) * len(ids):
+        raise UserError(f"{what}: not every seed has every item")
+    groups = np.array([side[seeds[0], item][0] for item in ids])
+    return seeds, ids, groups, np.array([[side[seed, item][1] for item in ids] for seed in seeds])
+
+
+def _cell(value: Any) -> str:
+    """A value as text: floats in their shortest exact form, whole numbers without a point, missing as ""."""
+    if value is None or value == "" or value != value or type(value).__name__ == "NAType":
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value)).lower()
+    if isinstance(value, float | np.floating):
+        return repr(float(value))
+    return str(int(value)) if isinstance(value, int | np.integer) else str(value)
+
+
+def _sort_key(cell: str) -> tuple[int, float, str]:
+    try:
+        return (1, float(cell), cell)
+    except ValueError:
+        return (2 if cell else 0, 0.0, cell)
