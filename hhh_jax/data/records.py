@@ -1,0 +1,74 @@
+"""The record types that carry every dataset, and the counts of what was read, kept and dropped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A comparison: after `context`, `good` is better than `bad`.
+
+    `group` is what splits are cut by (a source file, a question); it equals `id` where there is nothing better.
+    """
+
+    id: str
+    context: str
+    good: str
+    bad: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text to model; `group` as in `Pair`."""
+
+    id: str
+    text: str
+    group: str
+
+
+@dataclass
+class Counts:
+    """What became of the input rows. Invariant: `read == kept + sum(dropped.values())`."""
+
+    read: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def keep(self) -> None:
+        """Count one row that was read and kept."""
+        self.read += 1
+        self.kept += 1
+
+    def drop(self, reason: str) -> None:
+        """Count one row that was read and dropped for `reason`."""
+        self.read += 1
+        self.dropped[reason] += 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """The counts as plain JSON, reasons in alphabetical order."""
+        return {"read": self.read, "kept": self.kept, "dropped": dict(sorted(self.dropped.items()))}
+
+
+def content_sha(records: Sequence[Pair] | Sequence[Document]) -> str:
+    """SHA-256 (hex) over the records' fields in order; equal content gives equal hashes on every machine."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(astuple(record)).encode() + b"\n")
+    return digest.hexdigest()
+
+
+@dataclass
+class Dataset:
+    """Records under a name, with the counts of their reading and the hash of their content."""
+
+    name: str
+    records: list[Any]
+    counts: Counts
+    sha: str
