@@ -27,8 +27,8 @@ below is "".
     what         stage     objective   init      task        pairs_total      ranker     metric
     pretraining  pretrain  lm                    stdlib                                  loss
     untuned LM   pretrain  untuned               the five                     mean_logp  accuracy
-    imitation    finetune  imitation   lm        the five    largest          mean_logp  accuracy, accuracy_final
-    preference   finetune  preference  lm        the five    largest          reward     accuracy, accuracy_final
+    imitation    finetune  imitation   lm        the five    largest          mean_logp  accuracy, _final
+    preference   finetune  preference  lm        the five    largest          reward     accuracy, _final
     PMP          finetune  preference  3 inits   the four    several, ~500    reward     accuracy
     symbols      finetune  preference  7 inits   symbols:T0  several, ~500    reward     accuracy
     PMP itself   pmp       preference  lm        the source  as trained       reward     accuracy
@@ -39,13 +39,15 @@ below is "".
     of them, whose item ids are that task's where the comparisons are the same.
   * The 3 inits are lm, pmp:SOURCE:ranked and pmp:SOURCE:binary; the 7 are lm, pmp:symbols:T0:ranked to
     pmp:symbols:T4:ranked, and pmp:symbols:Tb:binary.
-  * `pairs_total` is the number of distinct training pairs that a run was given: the x axis of curves over pairs
-    (`pairs_seen` counts repeats). The runs of a task with the largest `pairs_total` from init lm are its main
-    ones, alike at every rung and for both objectives.
-  * The paper's constant learning rate: rows as imitation and preference above, with intervention=paper_lr. A row
-    with an `intervention` enters nothing but the comparison named after it.
-  * After that, (task, objective, init, N, pairs_total, ranker, intervention, metric, seed) must name one row: arms
-    that differ in anything else (lambda, mu, eoc, learning rate, ...) carry an `intervention`.
+  * `accuracy, _final`: a row of metric accuracy and one of accuracy_final.
+  * `pairs_total` is the number of distinct training pairs that a run was given: the x axis of curves over
+    pairs (`pairs_seen` counts repeats). The runs of a task with the largest `pairs_total` from init lm are
+    its main ones, alike at every rung and for both objectives.
+  * The paper's constant learning rate: rows as imitation and preference above, with intervention=paper_lr. A
+    row with an `intervention` enters nothing but the comparison named after it.
+  * After that, (task, objective, init, N, pairs_total, ranker, intervention, metric, seed) must name one row:
+    arms that differ in anything else (lambda, mu, eoc, learning rate, ...) carry an `intervention`. The seeds
+    of an arm may come from several runs.
   * Every row above needs its item records.
 """
 
@@ -67,8 +69,8 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "study", "run", "stage", "ladder", "n_layer", "N", "objective", "init", "lambda", "mu", "eoc",
-    "intervention", "task", "split", "pairs_seen", "pairs_total", "curve", "k", "ranker", "seed", "pretrain_seed",
-    "metric", "value", "n_items", "lo", "hi", "config_sha", "data_sha", "code_version",
+    "intervention", "task", "split", "pairs_seen", "pairs_total", "curve", "k", "ranker", "seed",
+    "pretrain_seed", "metric", "value", "n_items", "lo", "hi", "config_sha", "data_sha", "code_version",
 )  # fmt: skip
 INTEGERS = ("n_layer", "N", "pairs_seen", "pairs_total", "k", "seed", "pretrain_seed", "n_items")
 FLOATS = ("lambda", "mu", "value", "lo", "hi")
@@ -91,7 +93,8 @@ class Items(NamedTuple):
 
 
 class Documents(NamedTuple):
-    """Summed log-likelihood (nats, float64 [S, I]) and number of tokens (float64 [I]) of held-out documents."""
+    """Summed log-likelihood (nats, float64 [S, I]) and number of tokens (float64 [I]) of held-out
+    documents."""
 
     seeds: tuple[int, ...]
     item_ids: tuple[str, ...]
@@ -120,7 +123,8 @@ def write_table(rows: Iterable[Mapping[str, Any]], path: str | os.PathLike) -> N
 
 
 def read_table(path: str | os.PathLike) -> "pd.DataFrame":
-    """A table as written by write_table: INTEGERS as Int64 (may be missing), FLOATS as float64, the rest text.
+    """A table as written by write_table: INTEGERS as Int64 (may be missing), FLOATS as float64, the rest
+    text.
 
     Raises UserError if the file is not there or its columns differ.
     """
@@ -167,7 +171,8 @@ def read_items(run_dir: str | os.PathLike, task: str, split: str, selection: str
 
 
 def read_documents(run_dir: str | os.PathLike, task: str, split: str, selection: str = "final") -> Documents:
-    """The log-likelihood of held-out documents under each seed of a language-modeling run, as sorted by read_items.
+    """The log-likelihood of held-out documents under each seed of a language-modeling run, as sorted by
+    read_items.
 
     Raises UserError if there are no records with `option: "text"`.
     """

@@ -1,0 +1,341 @@
+"""From measured rows and item records to what figures and claims show: means, gains and fits, with intervals.
+
+`Study` finds the item records behind the rows of the table; `summarize` writes what it derives as rows of the
+same columns with stage=summary and an empty seed:
+
+    what                        objective                 init         task                  metric
+    mean over seeds             as measured               as measured  as measured           as measured
+    mean over the four tasks    preference                as measured  mean:all              accuracy
+    PM minus imitation          preference-imitation      lm           each, mean:ranked,    accuracy_gain
+                                                                       mean:binary,
+                                                                       accuracy_final_gain ranked-binary
+    against the best trivial    preference-trivial,       lm           each                  accuracy_gain
+      baseline (`ranker`)       imitation-trivial
+    with PMP minus without      pmp-no_pmp                the PMP      each, mean:all        accuracy_gain
+    binary minus ranked PMP     binary_pmp-ranked_pmp     pmp:SOURCE   each, mean:all        accuracy_gain
+    the fit of loss against N   lm                                     the corpus            FIT_METRICS
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hhh_jax import results, stats
+from hhh_jax.errors import UserError
+from hhh_jax.results import Items
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT_TWIN = {"word_order": "word_order_label"}  # a ranked task -> the same comparisons in label form
+TRIVIAL = ("chance", "majority", "shorter", "longer", "bag_of_words")
+RANKER = {"preference": "reward", "imitation": "mean_logp", "untuned": "mean_logp"}
+FIT_METRICS = (
+    "fit:exponent", "fit:coefficient", "fit:curvature", "fit:misfit",
+    "offset:constant", "offset:coefficient", "offset:exponent", "offset:identified",
+)  # fmt: skip
+PM_GAIN, PMP_GAIN, BINARY_GAIN = "preference-imitation", "pmp-no_pmp", "binary_pmp-ranked_pmp"
+
+
+class Study:
+    """A table of measured rows with the item records behind them.
+
+    `table` is a DataFrame of results.COLUMNS, `runs_dir` the folder whose RUN/items.jsonl the column `run`
+    names.
+    """
+
+    def __init__(self, table: "pd.DataFrame", runs_dir: str | Path):
+        self.runs_dir = Path(runs_dir)
+        test = (
+            (table["split"] == "test") & table["curve"].isin(["separate", ""]) & (table["stage"] != "summary")
+        )
+        self.table = table[test]
+        self._items: dict[tuple, Items | None] = {}
+
+    def rows(self, **where: Any) -> "pd.DataFrame":
+        """The rows that have these values in these columns (None: missing)."""
+        chosen = self.table
+        for column, value in where.items():
+            chosen = chosen[
+                chosen[column].isna() if value is None else (chosen[column] == value).fillna(False)
+            ]
+        return chosen
+
+    def tasks(self, kind: str | None = None) -> list[str]:
+        """The finetuning tasks that enter means: `kind` is ranked, binary or None for both; no symbols, no
+        twins."""
+        from hhh_jax.data.datasets import kind as kind_of
+
+        names = self.rows(stage="finetune", init="lm", intervention="")["task"].unique()
+        names = [t for t in names if not t.startswith("symbols:") and t not in FORMAT_TWIN.values()]
+        return sorted(t for t in names if kind in (None, kind_of(t)))
+
+    def sizes(
+        self, tasks: Sequence[str], objectives: Sequence[str] = ("preference", "imitation")
+    ) -> list[int]:
+        """The N at which every one of the tasks has its main run for every objective, ascending."""
+        found = [
+            set(
+                self.rows(task=t, objective=o, init="lm", pairs_total=self.main_pairs(t), intervention="")[
+                    "N"
+                ]
+            )
+            for t in tasks
+            for o in objectives
+        ]
+        return sorted(int(n) for n in set.intersection(*found)) if found else []
+
+    def main_pairs(self, task: str) -> int | None:
+        """The largest number of training pairs that a run of the task from the pretrained model was given."""
+        pairs = self.rows(stage="finetune", task=task, init="lm", intervention="")["pairs_total"].dropna()
+        return int(pairs.max()) if len(pairs) else None
+
+    def items(
+        self,
+        task: str,
+        objective: str,
+        n: int | None,
+        init: str = "lm",
+        pairs: int | None = None,
+        intervention: str = "",
+        metric: str = "accuracy",
+        ranker: str | None = None,
+    ) -> Items | None:
+        """Right or wrong on the test items, the seeds of all its runs together; None if the table has no such
+        arm.
+
+        `pairs` is by default the task's main number. Raises UserError if item records are missing or if a
+        seed comes twice, that is, if rows that differ in something else are not told apart by their
+        `intervention`.
+        """
+        where = {"task": task, "objective": objective, "intervention": intervention, "metric": metric}
+        if objective == "baseline":
+            where["ranker"] = ranker
+        else:
+            where |= {"N": n, "ranker": RANKER[objective]}
+        if objective in ("preference", "imitation"):
+            where |= {"init": init, "pairs_total": self.main_pairs(task) if pairs is None else pairs}
+            where["stage"] = "finetune"
+        key = tuple(where.values())
+        if key not in self._items:
+            self._items[key] = self._read(where)
+        return self._items[key]
+
+    def _read(self, where: Mapping[str, Any]) -> Items | None:
+        runs = sorted(self.rows(**where)["run"].unique())
+        parts = [
+            results.read_items(
+                self.runs_dir / run,
+                where["task"],
+                "test",
+                results.SELECTION[where["metric"]],
+                where["ranker"],
+            )
+            for run in runs
+        ]
+        what = ", ".join(f"{column}={value}" for column, value in where.items())
+        return _stack(runs, parts, what) if parts else None
+
+    def gain(self, task: str, n: int, **arm: Any) -> Items | None:
+        """Preference minus imitation, per seed and item; None if either is missing."""
+        return difference(self.items(task, "preference", n, **arm), self.items(task, "imitation", n, **arm))
+
+    def best_trivial(self, task: str) -> tuple[str, Items] | None:
+        """The trivial baseline that is right most often on the test items; None if none was measured.
+
+        It is chosen on the test items themselves, which favors it: a model that beats it beats it fairly.
+        """
+        found = {ranker: self.items(task, "baseline", None, ranker=ranker) for ranker in TRIVIAL}
+        scores = {ranker: items for ranker, items in found.items() if items is not None}
+        if not scores:
+            return None
+        return max(scores.items(), key=lambda score: (score[1].correct.mean(), -TRIVIAL.index(score[0])))
+
+
+def difference(a: Items | None, b: Items | None) -> Items | None:
+    """a minus b, per seed and item (b of one seed is shared by all); None if either is.
+
+    Raises UserError if the items differ, or the seeds do.
+    """
+    if a is None or b is None:
+        return None
+    if len(b.seeds) == 1:
+        b = b._replace(seeds=a.seeds)
+    _check_paired(a, b, "a comparison")
+    if a.seeds != b.seeds:
+        raise UserError(f"a comparison needs the same seeds on both sides, not {a.seeds} and {b.seeds}")
+    return a._replace(correct=a.correct - b.correct)
+
+
+def _stack(runs: Sequence[str], parts: Sequence[Items], what: str) -> Items:
+    """The seeds of several runs together, ascending."""
+    seeds = [seed for part in parts for seed in part.seeds]
+    if len(set(seeds)) != len(seeds):
+        raise UserError(
+            f"the runs {', '.join(runs)} have the same seeds and {what}: tell them apart by `intervention`"
+        )
+    for run, part in zip(runs, parts, strict=True):
+        _check_paired(part, parts[0], f"the runs {runs[0]} and {run}")
+    correct_SxI = np.concatenate([part.correct for part in parts])[np.argsort(seeds)]
+    return Items(tuple(sorted(seeds)), parts[0].item_ids, parts[0].groups, correct_SxI)
+
+
+def _check_paired(a: Items, b: Items, what: str) -> None:
+    if a.item_ids != b.item_ids:
+        raise UserError(f"{what}: not the same test items ({len(a.item_ids)} and {len(b.item_ids)})")
+
+
+def mean(items: Sequence[Items | None], coefficients: Sequence[float] | None = None) -> stats.Estimate | None:
+    """The mean over tasks of the mean over seeds and items (or that linear combination); None if a task is
+    missing."""
+    if not items or any(i is None for i in items):
+        return None
+    samples = [stats.sample(i.correct, i.groups) for i in items if i is not None]
+    return stats.estimate(
+        samples, coefficients if coefficients is not None else [1 / len(samples)] * len(samples)
+    )
+
+
+def pmp_source(init: str) -> str | None:
+    """SOURCE of pmp:SOURCE:ranked or pmp:SOURCE:binary (it may hold colons), else None."""
+    return init.split(":", 1)[1].rsplit(":", 1)[0] if init.startswith("pmp:") else None
+
+
+def summarize(table: "pd.DataFrame", runs_dir: str | Path) -> list[dict[str, Any]]:
+    """The derived rows (see the module) of every comparison whose runs are there, to be written by
+    write_table."""
+    study = Study(table, runs_dir)
+    common = {column: table[column].iloc[0] for column in ("study", "ladder")} if len(table) else {}
+    layers = {int(n): int(layer) for n, layer in table[["N", "n_layer"]].dropna().drop_duplicates().values}
+    derived = []
+    for row, estimate in (*_means(study), *_gains(study), *_pmp(study), *_fits(study)):
+        if estimate is not None:
+            extent = {
+                "value": estimate.value,
+                "lo": estimate.lo,
+                "hi": estimate.hi,
+                "n_items": estimate.n_items,
+            }
+            derived.append(
+                {**common, "stage": "summary", "split": "test", "n_layer": layers.get(row.get("N"))}
+                | row
+                | extent
+            )
+    return derived
+
+
+_Row = tuple[dict[str, Any], stats.Estimate | None]
+
+
+def _means(study: Study) -> Iterator[_Row]:
+    arm = ["task", "objective", "init", "N", "pairs_total", "intervention", "metric", "ranker"]
+    accuracy = study.table[study.table["metric"].isin(["accuracy", "accuracy_final"])]
+    accuracy = accuracy[accuracy["objective"].isin(RANKER) & (accuracy["stage"] != "pmp")]
+    for values in accuracy[arm].drop_duplicates().itertuples(index=False):
+        row = dict(zip(arm, values, strict=True))
+        pairs = None if row["objective"] == "untuned" else row["pairs_total"]
+        items = study.items(
+            row["task"], row["objective"], row["N"], row["init"], pairs, row["intervention"], row["metric"]
+        )
+        yield row, mean([items])
+
+
+def _gains(study: Study) -> Iterator[_Row]:
+    tasks = study.tasks()
+    twins = [twin for task, twin in FORMAT_TWIN.items() if task in tasks]
+    kinds = {kind: study.tasks(kind) for kind in ("ranked", "binary")}
+    for n in sorted({int(n) for n in study.rows(stage="finetune")["N"].dropna()}):
+        for intervention in sorted(study.rows(stage="finetune")["intervention"].unique()):
+            for metric in ("accuracy", "accuracy_final"):
+                arm = {"intervention": intervention, "metric": metric}
+                row = {"objective": PM_GAIN, "init": "lm", "N": n} | arm | {"metric": f"{metric}_gain"}
+                gains = {task: study.gain(task, n, **arm) for task in (*tasks, *twins)}
+                for task, gain in gains.items():
+                    yield row | {"task": task}, mean([gain])
+                for kind, members in kinds.items():
+                    yield row | {"task": f"mean:{kind}"}, mean([gains[t] for t in members])
+                if kinds["ranked"] and kinds["binary"]:
+                    both = [gains[t] for t in (*kinds["ranked"], *kinds["binary"])]
+                    yield (
+                        row | {"task": "ranked-binary"},
+                        mean(both, contrast(kinds["ranked"], kinds["binary"])),
+                    )
+        for task in (*tasks, *twins):
+            if best := study.best_trivial(task):
+                for objective in ("preference", "imitation"):
+                    row = {
+                        "objective": f"{objective}-trivial",
+                        "init": "lm",
+                        "N": n,
+                        "task": task,
+                        "ranker": best[0],
+                    }
+                    above = difference(study.items(task, objective, n), best[1])
+                    yield row | {"metric": "accuracy_gain"}, mean([above])
+
+
+def contrast(plus: Sequence[Any], minus: Sequence[Any]) -> list[float]:
+    """Coefficients of (mean of the first group) - (mean of the second)."""
+    return [1 / len(plus)] * len(plus) + [-1 / len(minus)] * len(minus)
+
+
+def _pmp(study: Study) -> Iterator[_Row]:
+    tasks = study.tasks()
+    for n, pairs in pmp_points(study):
+        arm = {"N": n, "pairs_total": pairs}
+        inits = sorted(study.rows(stage="finetune", N=n, pairs_total=pairs, task=tasks[0])["init"].unique())
+        found = {init: [study.items(t, "preference", n, init, pairs) for t in tasks] for init in inits}
+        for init in inits:
+            row = arm | {"objective": "preference", "init": init, "task": "mean:all", "metric": "accuracy"}
+            yield row, mean(found[init])
+        for init in inits:
+            if source := pmp_source(init):
+                comparisons = [(PMP_GAIN, init, init, "lm")]
+                ranked = f"pmp:{source}:ranked"
+                if init == f"pmp:{source}:binary" and ranked in inits:
+                    comparisons.append((BINARY_GAIN, f"pmp:{source}", init, ranked))
+                for objective, name, a, b in comparisons:
+                    gains = [difference(x, y) for x, y in zip(found[a], found.get(b, []), strict=False)]
+                    row = arm | {"objective": objective, "init": name, "metric": "accuracy_gain"}
+                    for task, gain in zip(tasks, gains, strict=False):
+                        yield row | {"task": task}, mean([gain])
+                    yield row | {"task": "mean:all"}, mean(gains)
+
+
+def pmp_points(study: Study) -> list[tuple[int, int]]:
+    """(N, number of pairs) at which the tasks (no symbols) were finetuned from PMP, ascending."""
+    rows = study.rows(stage="finetune", objective="preference", intervention="")
+    rows = rows[rows["init"].str.startswith("pmp:") & rows["task"].isin(study.tasks())]
+    return sorted({(int(n), int(p)) for n, p in rows[["N", "pairs_total"]].values})
+
+
+def _fits(study: Study) -> Iterator[_Row]:
+    for corpus in sorted(study.rows(objective="lm", metric="loss")["task"].unique()):
+        sizes, losses = losses_by_size(study, corpus)
+        row = {"objective": "lm", "task": corpus}
+        for n, loss in zip(sizes, losses, strict=True):
+            yield row | {"N": n, "metric": "loss"}, stats.estimate([loss])
+        if len(sizes) >= 3:
+            fit = stats.power_law(losses, sizes)
+            exact = fit.exponent._replace(lo=np.nan, hi=np.nan)
+            values = (
+                *(fit.exponent, fit.coefficient, fit.curvature, exact._replace(value=fit.misfit)),
+                *(*fit.offset, exact._replace(value=float(fit.identified))),
+            )
+            for metric, estimate in zip(FIT_METRICS, values, strict=True):
+                yield row | {"metric": metric}, estimate
+
+
+def losses_by_size(study: Study, corpus: str) -> tuple[list[int], list[stats.Sample]]:
+    """Sizes N, ascending, and the held-out loss (nats per token) of each as a sample over documents and
+    seeds."""
+    rows = study.rows(objective="lm", metric="loss", task=corpus, intervention="")
+    sizes, losses = sorted(int(n) for n in rows["N"].dropna().unique()), []
+    for n in sizes:
+        runs = sorted(rows[rows["N"] == n]["run"].unique())
+        parts = [results.read_documents(study.runs_dir / run, corpus, "test") for run in runs]
+        logp = _stack(runs, [Items(*part[:4]) for part in parts], f"N={n}")
+        losses.append(stats.sample(-logp.correct, logp.groups, parts[0].n_tokens))
+    return sizes, losses
