@@ -1,20 +1,25 @@
-"""Checkpoints: a run's state and, beside it, all else that it takes to go on (data position, tokenizer, config).
+"""Checkpoints: a run's state and, beside it, what else it takes to go on (data position, tokenizer, config).
 
-    DIRECTORY/STEP/state/          arrays (orbax; whole arrays, so they restore onto any mesh)
+    DIRECTORY/STEP/state/          arrays, whole ones, so that they restore onto any mesh (orbax)
     DIRECTORY/STEP/extra/metadata  a JSON object
     DIRECTORY/STEP/checksums.json  {file: [bytes, sha256]} of all of the above
 
-A checkpoint is written into a temporary folder and renamed when it is whole, and the oldest one goes only after that:
-whatever happens during a save, the checkpoint before it stays. The newest one counts only if its checksums agree.
+A checkpoint is written into a temporary folder that is renamed when it is whole, and the oldest one is
+deleted only after that: whatever happens during a save, the checkpoint before it stays. Every reader
+checks the checksums.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import re
+import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,231 +31,272 @@ CHECKSUMS = "checksums.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run. Saves are asynchronous: the state is copied, then written by a thread."""
+    """The checkpoints of one run; a context manager. On several hosts every process makes the same calls."""
 
     def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2) -> None:
-        """Open (or create) `directory` for writing, and keep the newest `keep` checkpoints there."""
-        _quiet_orbax()
+        """Open or create `directory`, where the newest `keep` checkpoints stay; UserError if that fails."""
         import orbax.checkpoint as ocp
 
+        _quiet_orbax()
         self.directory = Path(directory).absolute()
-        self._step: int | None = None  # of the save in progress
+        self._saving: int | None = None  # the step last given to `save`
         try:
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=keep,
                     cleanup_tmp_directories=True,
+                    # Despite its name it runs before the folder is renamed: checksums are part of the whole.
                     async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
                 ),
+                item_handlers={
+                    # Weights shrink by 8%, which is not worth the time of a processor that could train.
+                    "state": ocp.PyTreeCheckpointHandler(use_compression=False),
+                    "extra": ocp.JsonCheckpointHandler(),
+                },
             )
         except OSError as error:
-            raise UserError(f"cannot open {self.directory} for checkpoints: {error.strerror}") from error
+            raise UserError(f"cannot keep checkpoints in {self.directory}: {error.strerror}") from error
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def latest_step(self) -> int | None:
-        """The newest step on disk, whole or not; None if there is none."""
+        """The newest step whose save is finished; None if there is none."""
         return max(steps(self.directory), default=None)
 
     def save(self, step: int, state: PyTree, extra: dict[str, Any], *, wait: bool = False) -> None:
-        """Save `state` (a pytree of arrays) and `extra` (a JSON object) as checkpoint `step`.
+        """Save `state` (a pytree of jax arrays) and `extra` (a JSON object) as the checkpoint of `step`.
 
-        Returns when the state is copied, so that its buffers can be donated; `wait` until it is on disk.
-        Raises UserError if this save, or the one before it, could not be written.
+        Returns when the arrays are copied, so that they may be donated, while a thread goes on writing; with
+        `wait`, when they are on disk. Raises UserError if this save, or the one before it, could not be
+        written, and ValueError if `step` has a checkpoint.
         """
         import orbax.checkpoint as ocp
 
-        json.dumps(extra)  # a TypeError here and now rather than in the thread
+        json.dumps(extra)  # so that what is no JSON is a TypeError here rather than in the thread
         self.wait()
-        self._step = step
+        self._saving = step
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), extra=ocp.args.JsonSave(extra))
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(extra)),
-            )
+            self._manager.save(step, args=args, force=True)  # else one before the newest is skipped
         except OSError as error:
-            raise self._cannot_save(error) from error
+            raise self._save_error(error) from error
         if wait:
             self.wait()
 
-    def restore_latest(self, abstract_state: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
-        """(step, state, extra) of the newest whole checkpoint, or None if there is no checkpoint at all.
-
-        `abstract_state`: jax.ShapeDtypeStruct leaves, with the shardings to restore onto. A checkpoint that is
-        damaged is passed over, with a warning that names it, for the one before. Raises UserError if all are
-        damaged, or if the checkpoint is not of this model.
-        """
-        self.wait()
-        for step in sorted(steps(self.directory), reverse=True):
-            try:
-                _verify(self.directory / str(step))
-            except ValueError as error:
-                warnings.warn(f"checkpoint {self.directory / str(step)} is damaged: {error}", stacklevel=2)
-                continue
-            state = _restore(self.directory / str(step) / "state", abstract_state)
-            return step, state, _extra(self.directory / str(step))
-        if steps(self.directory):
-            raise UserError(f"no checkpoint in {self.directory} is whole; move the folder away to start afresh")
-        return None
-
     def wait(self) -> None:
-        """Block until the save in progress is on disk; raise UserError if it could not be written."""
+        """Block until the save in progress is on disk. Raises UserError if it could not be written."""
         try:
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            raise self._cannot_save(error) from error
+        except (OSError, ValueError, UserError) as error:  # tensorstore raises ValueError when a disk is full
+            raise self._save_error(error) from error
 
     def close(self) -> None:
-        """Wait for the save in progress, then stop the threads."""
-        self.wait()
-        self._manager.close()
+        """`wait`, then stop the threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
-    def _cannot_save(self, error: Exception) -> UserError:
-        before = max((s for s in steps(self.directory) if s != self._step), default=None)
-        intact = "there is none before it" if before is None else f"the checkpoint at step {before} is intact"
-        return UserError(
-            f"cannot save checkpoint {self.directory}/{self._step}: {str(error).splitlines()[0]} "
-            f"({free_space(self.directory)} free); {intact}"
-        )
+    def restore_latest(self, abstract_state: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
+        """(step, state, extra) of the newest whole checkpoint; None if the run has none yet.
+
+        `abstract_state` has jax.ShapeDtypeStruct leaves, with the shardings to restore onto (none: the first
+        device). A damaged checkpoint is passed over for the one before, with a warning that names it, and
+        renamed to STEP.damaged, so that the run can get to that step again. Raises UserError if all are
+        damaged, or if the checkpoint is not of this model.
+        """
+        import jax
+
+        self.wait()
+        whole, damaged = _newest_whole(self.directory, steps(self.directory))
+        _assert_agreed(whole)
+        if whole is None:
+            return None
+        restored = int(whole.name), _restore(whole, abstract_state), _read_extra(whole)
+        if damaged and jax.process_index() == 0:
+            for path in damaged:
+                aside = path.with_name(f"{path.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+        self._manager.reload()
+        return restored
 
     def _write_checksums(self) -> None:
-        for folder in self.directory.glob(f"{self._step}.orbax-checkpoint-tmp*"):
+        for folder in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
             write_json_atomic(folder / CHECKSUMS, _checksums(folder))
+
+    def _save_error(self, error: Exception) -> UserError:
+        for folder in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(folder, ignore_errors=True)  # it may hold the space that the user now lacks
+        code = re.search(r"os_error_code='(\d+)'", str(error))  # in tensorstore's messages
+        reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or str(error)
+        before = max((step for step in steps(self.directory) if step != self._saving), default=None)
+        intact = "it was the first" if before is None else f"the previous one, of step {before}, is intact"
+        return UserError(
+            f"cannot save the checkpoint of step {self._saving} in {self.directory}: "
+            f"{reason.splitlines()[0]} ({free_space(self.directory)} free); {intact}"
+        )
 
 
 def steps(directory: str | os.PathLike[str]) -> list[int]:
-    """The steps that have a checkpoint in `directory`, in ascending order (finished saves only)."""
+    """The steps whose save is finished, in ascending order; none if there is no such folder."""
     folder = Path(directory)
     if not folder.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
 
 
 def read_extra(directory: str | os.PathLike[str], step: int | None = None) -> dict[str, Any]:
-    """The `extra` of a checkpoint: of `step`, or of the newest whole one. Raises UserError if there is none."""
-    return _extra(_choose(directory, step))
+    """The `extra` of the checkpoint of `step`, or of the newest whole one; UserError if there is none."""
+    return _read_extra(_choose(directory, step))
 
 
 def restore_params(
-    directory: str | os.PathLike[str], abstract_params: PyTree, *, subtree: str = "params", step: int | None = None
+    directory: str | os.PathLike[str],
+    abstract_params: PyTree,
+    *,
+    subtree: str = "params",
+    step: int | None = None,
 ) -> PyTree:
-    """Only the parameters of a checkpoint (of `step`, or of the newest whole one), to start another stage from.
+    """state[subtree] of the checkpoint of `step`, or of the newest whole one: what another stage starts from.
 
-    `abstract_params`: jax.ShapeDtypeStruct leaves, with the shardings to restore onto. Raises UserError if there
-    is no such checkpoint, or if a parameter is missing, left over, or of another shape or dtype.
+    Nothing else of the state is restored. `abstract_params` has jax.ShapeDtypeStruct leaves, with the
+    shardings to restore onto (none: the first device). Raises UserError if there is no such checkpoint, or if
+    a parameter is missing, left over, or of another shape or dtype.
     """
-    _quiet_orbax()
-    return _restore(_choose(directory, step) / "state", {subtree: abstract_params}, partial=True)[subtree]
+    chosen = _choose(directory, step)
+    _assert_agreed(chosen)
+    return _restore(chosen, {subtree: abstract_params}, partial=True)[subtree]
 
 
 def _choose(directory: str | os.PathLike[str], step: int | None) -> Path:
     folder = Path(directory).absolute()
     found = steps(folder)
     if not found:
-        raise UserError(f"no checkpoint in {folder}")
+        raise UserError(f"{folder} holds no checkpoint")
     if step is not None and step not in found:
-        raise UserError(f"no checkpoint of step {step} in {folder}; there are {', '.join(map(str, found))}")
-    for candidate in [step] if step is not None else sorted(found, reverse=True):
-        try:
-            _verify(folder / str(candidate))
-        except ValueError as error:
-            warnings.warn(f"checkpoint {folder / str(candidate)} is damaged: {error}", stacklevel=3)
-        else:
-            return folder / str(candidate)
-    raise UserError(f"no checkpoint in {folder} is whole")
+        raise UserError(f"{folder} holds no checkpoint of step {step}, but of {', '.join(map(str, found))}")
+    whole, _ = _newest_whole(folder, found if step is None else [step])
+    assert whole is not None
+    return whole
 
 
-def _extra(path: Path) -> dict[str, Any]:
+def _newest_whole(folder: Path, candidates: list[int]) -> tuple[Path | None, list[Path]]:
+    """The newest checkpoint whose checksums agree (None of no candidates), and the damaged ones after it."""
+    damaged: list[Path] = []
+    for step in sorted(candidates, reverse=True):
+        path = folder / str(step)
+        problem = _damage(path)
+        if problem is None:
+            return path, damaged
+        warnings.warn(f"checkpoint {path} is damaged and not used: {problem}", stacklevel=4)
+        damaged.append(path)
+    if damaged:
+        names = ", ".join(path.name for path in damaged)
+        raise UserError(f"every checkpoint in {folder} is damaged ({names}); move it away to start again")
+    return None, []
+
+
+def _assert_agreed(path: Path | None) -> None:
+    """On several hosts all must see the same checkpoint: otherwise their parameters would silently differ."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() > 1:
+        step = np.int64(-1 if path is None else int(path.name))
+        multihost_utils.assert_equal(step, "the processes see different checkpoints; is the folder shared?")
+
+
+def _read_extra(path: Path) -> dict[str, Any]:
     return json.loads((path / "extra" / "metadata").read_text(encoding="utf-8"))
 
 
 def _restore(path: Path, abstract: PyTree, *, partial: bool = False) -> PyTree:
-    """The arrays below `path` in the structure and shardings of `abstract`; with `partial`, only those named there."""
+    """A checkpoint's state in the structure and shardings of `abstract`; `partial`: only the keys it has."""
     import jax
     import orbax.checkpoint as ocp
 
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or here), abstract)
-    handler = ocp.PyTreeCheckpointHandler()
-    with ocp.Checkpointer(handler) as checkpointer:
-        _compare(path, abstract, checkpointer.metadata(path).item_metadata.tree, partial)
-        args = ocp.args.PyTreeRestore(
-            abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=partial
-        )
-        return checkpointer.restore(path, args=args)
+    _quiet_orbax()
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or device), abstract
+    )
+    restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        saved = handler.metadata(path / "state").tree
+        _assert_same_arrays(path, abstract, {key: saved.get(key) for key in abstract} if partial else saved)
+        args = ocp.args.PyTreeRestore(abstract, restore_args=restore_args, partial_restore=partial)
+        return handler.restore(path / "state", args=args)
 
 
-def _compare(path: Path, abstract: PyTree, saved: PyTree, partial: bool) -> None:
-    """Raise UserError, naming the first of them, if any array is missing, left over or of another shape or dtype."""
-    want, have = _flatten(abstract), _flatten({key: saved[key] for key in abstract if key in saved} if partial else saved)
+def _assert_same_arrays(path: Path, abstract: PyTree, saved: PyTree) -> None:
+    here, there = _describe(abstract), _describe(saved)
     problems = []
-    for name in sorted(want.keys() | have.keys()):
-        if name not in have:
-            problems.append(f"{name} is missing in the checkpoint; here it has shape {want[name]}")
-        elif name not in want:
-            problems.append(f"{name} is left over in the checkpoint, with shape {have[name]}")
-        elif want[name] != have[name]:
-            problems.append(f"{name} is {have[name]} in the checkpoint and {want[name]} here")
+    for name in sorted(here.keys() | there.keys()):
+        if name not in there:
+            problems.append(f"{name} is missing there and {here[name]} here")
+        elif name not in here:
+            problems.append(f"{name} is {there[name]} there and unknown here")
+        elif here[name] != there[name]:
+            problems.append(f"{name} is {there[name]} there and {here[name]} here")
     if problems:
-        raise UserError(
-            f"{path.parent} is a checkpoint of another model or config: {problems[0]} "
-            f"({len(problems)} of {len(want)} arrays differ)"
-        )
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(f"checkpoint {path} is of another model or optimizer: {problems[0]}{more}")
 
 
-def _flatten(tree: PyTree) -> dict[str, str]:
-    """{"params/blocks/w": "float32[2,3]"} of every array in a tree."""
+def _describe(tree: PyTree) -> dict[str, str]:
+    """{"params/blocks/w": "float32[2,3]"} for every array of a tree, however its nodes are written down."""
     import jax
-    import numpy as np
+
+    def name(key: Any) -> str:
+        return str(next(getattr(key, field) for field in ("key", "name", "idx") if hasattr(key, field)))
 
     return {
-        "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path): (
-            f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
-        )
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+        "/".join(map(name, keys)): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 
 def _checksums(folder: Path) -> dict[str, list[Any]]:
-    sums = {}
-    for path in sorted([*folder.glob("state/**/*"), *folder.glob("extra/**/*")]):  # orbax changes its own files later
-        if path.is_file():
-            with path.open("rb") as file:
-                sums[path.relative_to(folder).as_posix()] = [
-                    path.stat().st_size,
-                    hashlib.file_digest(file, "sha256").hexdigest(),
-                ]
-    return sums
+    """{file: [bytes, sha256]} of all but orbax's notes at the top, which change as the folder is renamed."""
+    paths = [path for item in ("state", "extra") for path in (folder / item).rglob("*") if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    with ThreadPoolExecutor(8) as pool:
+        return dict(sorted(zip(names, pool.map(_checksum, paths), strict=True)))
 
 
-def _verify(folder: Path) -> None:
-    """Raise ValueError, naming the file, unless every file is there as it was written."""
+def _checksum(path: Path) -> list[Any]:
+    with path.open("rb") as file:
+        return [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None if they are as they were written."""
     try:
         expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        found = _checksums(folder)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{CHECKSUMS}: {error}") from error
+        return f"{CHECKSUMS}: {error}" if isinstance(error, ValueError) else str(error)
     for name, (size, digest) in expected.items():
-        try:
-            with (folder / name).open("rb") as file:
-                if os.fstat(file.fileno()).st_size != size:
-                    raise ValueError(f"{name} has {os.fstat(file.fileno()).st_size} of {size} bytes")
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    raise ValueError(f"{name} does not hold what was written")
-        except OSError as error:
-            raise ValueError(f"{name}: {error.strerror}") from error
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != [size, digest]:
+            return f"{name} holds {found[name][0]} bytes that are not the {size} written"
+    return None
 
 
 def _quiet_orbax() -> None:
-    """Keep orbax's progress reports (absl, level INFO) out of the terminal; other users of absl are not touched."""
+    """Keep orbax's progress reports and tracebacks (absl's logger) off the terminal; we raise its errors."""
     logger = logging.getLogger("absl")
     if _worth_reading not in logger.filters:
         logger.addFilter(_worth_reading)
 
 
 def _worth_reading(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.WARNING or "orbax" not in record.pathname
+    return record.levelno == logging.WARNING or f"{os.sep}orbax{os.sep}" not in record.pathname
