@@ -1,53 +1,74 @@
-"""One place that turns a name into records."""
+"""One place that turns a name into records.
+
+Pairs: `word_order`, `line_order`, `order_label`, `docstring_match`, `word_order_label` (`tasks`),
+`symbols:T0` .. `symbols:T4` and `symbols:Tb` (`symbols`), or a path to the user's own (`files`). Documents:
+`stdlib`, or a path.
+"""
 
 from __future__ import annotations
 
 import difflib
+import random
 
-from hhh_jax.data import stdlib, symbols, tasks
-from hhh_jax.data.records import Counts, Dataset, content_sha
+from hhh_jax.data import files, stdlib, symbols, tasks
+from hhh_jax.data.records import SPLITS, Counts, Dataset, Document, Pair, content_sha
 from hhh_jax.errors import UserError
 
-SYMBOL_NAMES = tuple(f"symbols:{variant}" for variant in symbols.VARIANTS)
-PAIR_NAMES = (*tasks.TASKS, *SYMBOL_NAMES)
+PAIR_NAMES = (*tasks.TASKS, *(f"symbols:{variant}" for variant in symbols.VARIANTS))
 DOCUMENT_NAMES = ("stdlib",)
 
 
 def kind(name: str) -> str:
-    """`"ranked"` or `"binary"`; a user's own pairs count as ranked."""
-    if name in tasks.KINDS:
-        return tasks.KINDS[name]
-    return "binary" if name == "symbols:Tb" else "ranked"
+    """`"ranked"` or `"binary"`; pairs in a file count as ranked. Raises UserError for an unknown name."""
+    _check_name(name, PAIR_NAMES)
+    return "binary" if name == "symbols:Tb" else tasks.KINDS.get(name, "ranked")
 
 
 def load_pairs(
     name: str, split: str, *, bad_rows: str = "error", seed: int = 0, limit: int | None = None
 ) -> Dataset:
-    """The pairs of a task, of `symbols:T0` .. or of a file."""
+    """The pairs of a split (train, validation or test), shuffled by `seed`, at most `limit` of them.
+
+    `seed` also makes the ranking of symbols and the permutations of tasks. `bad_rows` says whether a row of a
+    file that can't be used is an "error" or is dropped and counted ("drop"). The counts are those of all
+    splits of a file together. Raises UserError for an unknown name or split and for data that can't be used.
+    """
+    _check_name(name, PAIR_NAMES)
     _check_split(split)
     if name in tasks.TASKS:
         records = tasks.pairs(name, split, seed)[:limit]
-    elif name in SYMBOL_NAMES:
+    elif name in PAIR_NAMES:
         records = symbols.pairs(name.removeprefix("symbols:"), split, seed, limit)
     else:
-        raise UserError(_unknown(name, PAIR_NAMES))
-    return Dataset(name, records, Counts(len(records), len(records)), content_sha(records))
+        rows, named, counts = files.read_pairs(name, bad_rows)
+        records = files.cut_split(rows, named, split, name)
+        random.Random(f"order {split} {seed}").shuffle(records)
+        return _dataset(name, records[:limit], counts)
+    return _dataset(name, records, Counts(len(records), len(records)))
 
 
 def load_documents(name: str, split: str, *, bad_rows: str = "error") -> Dataset:
-    """The documents of the standard library or of a file."""
+    """The documents of a split in the order of their source; otherwise as `load_pairs`."""
+    _check_name(name, DOCUMENT_NAMES)
     _check_split(split)
-    if name != "stdlib":
-        raise UserError(_unknown(name, DOCUMENT_NAMES))
-    records = stdlib.documents(split)
-    return Dataset(name, records, Counts(len(records), len(records)), content_sha(records))
+    if name == "stdlib":
+        return _dataset(name, stdlib.documents(split), stdlib.read_library().counts)
+    rows, named, counts = files.read_documents(name, bad_rows)
+    return _dataset(name, files.cut_split(rows, named, split, name), counts)
+
+
+def _dataset(name: str, records: list[Pair] | list[Document], counts: Counts) -> Dataset:
+    return Dataset(name, list(records), counts, content_sha(records))
 
 
 def _check_split(split: str) -> None:
-    if split not in stdlib.SPLITS:
-        raise UserError(f"no split {split!r}; the splits are {', '.join(stdlib.SPLITS)}")
+    if split not in SPLITS:
+        raise UserError(f"no split {split!r}; the splits are {', '.join(SPLITS)}")
 
 
-def _unknown(name: str, names: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-    return f"no data named {name!r} (did you mean {near[0]!r}?); there are {', '.join(names)}, or give a path to a file"
+def _check_name(name: str, names: tuple[str, ...]) -> None:
+    if name not in names and not files.is_path(name):
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        raise UserError(
+            f"no data named {name!r}; did you mean {near!r}? There are {', '.join(names)}, or a path"
+        )

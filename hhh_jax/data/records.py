@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
+SPLITS = ("train", "validation", "test")
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """A comparison: after `context`, `good` is better than `bad`.
 
-    `group` is what splits are cut by (a source file, a question); it equals `id` where there is nothing better.
+    `group` is what splits are cut by (a source file, a question); it equals `id` for want of anything better.
     """
 
     id: str

@@ -3,17 +3,19 @@
 - `word_order` (ranked): 10 to 16 words of prose; the better text has had fewer words transposed.
 - `line_order` (ranked): 4 to 6 lines of a function; the better text has fewer inversions of line order.
 - `order_label` (binary, label form): is this text intact or mixed? The same two labels throughout.
-- `docstring_match` (binary, free-form): does this docstring belong to this function's signature?
+- `docstring_match` (binary, free-form): does this docstring belong to this function or class?
 - `word_order_label`: the comparisons of `word_order` posed as "which is better, 1 or 2?".
 
-A ranked item is a chain of three levels a < b < c of one hidden quality, which gives the pairs (a, b) and (b, c): the
-same text is bad in one and good in the other, so that seeing whether a text is corrupted doesn't rank it. The pieces
-of a text (words or lines) are the same at every level. Splits are by source file; a pair's group is its file.
+A ranked item is a chain of three levels a < b < c of one hidden quality, which gives the pairs (a, b) and (b,
+c): the same text is bad in one and good in the other, so that seeing whether a text is corrupted doesn't rank
+it. The pieces of a text (words or lines) are the same at every level. Splits are by source file; a pair's
+group is its file.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 import random
 import re
@@ -23,17 +25,18 @@ from hhh_jax.data import stdlib
 from hhh_jax.data.records import Pair
 
 WORD_LEVELS = (0, 1, 2, 4, 8)  # Cayley distance: the least number of transpositions that restores the order
-LINE_LEVELS = (0, 1, 2, 4, 6)  # Kendall distance: how many pairs of lines stand in the wrong order
+LINE_LEVELS = (0, 1, 2, 4, 6)  # Kendall distance: how many pairs of lines stand the wrong way round
 INTACT, MIXED = " intact", " mixed"
 FIRST, SECOND = " 1", " 2"
-# A text's length in characters, so that a side stays within 64 tokens of a vocabulary of 1024.
-_WINDOW_CHARACTERS, _LINES_CHARACTERS = 90, 105
+# In characters: then all but one in a hundred sides stay within 64 tokens of a vocabulary of 1024.
+_WINDOW, _LINES, _HEADER, _SENTENCE = 90, 92, 60, 90
 
 
 def pairs(task: str, split: str, seed: int = 0) -> list[Pair]:
-    """All pairs of `task` in `split`, in an order shuffled by `seed`; the same on every machine with the same library.
+    """All pairs of `task` in `split`, shuffled by `seed`: the first k are a fair sample.
 
-    `seed` also draws the levels, the permutations, the labels and the foils.
+    `seed` also draws the levels, the permutations and the foils. The same library gives the same pairs on
+    every machine. Raises UserError if the library was stripped.
     """
     items = list(TASKS[task](split, seed))
     random.Random(f"order {split} {seed}").shuffle(items)
@@ -43,16 +46,18 @@ def pairs(task: str, split: str, seed: int = 0) -> list[Pair]:
 def word_order(split: str, seed: int) -> Iterator[Pair]:
     """Ranked pairs; the first word stays in place, so that the tokens are the same at every level."""
     for key, group, words in _windows(split):
-        if stdlib.point(f"use {key}", 2) == 0:
-            rng = random.Random(f"word_order {key} {seed}")
-            yield from _chain(key, group, WORD_LEVELS, rng, lambda level, w=words, r=rng: scramble_words(w, level, r))
+        if len(set(words[1:])) < len(words) - 1:
+            continue  # with a word repeated, a transposition may change nothing
+        rng = random.Random(f"word_order {key} {seed}")
+        texts = {level: " ".join(scramble_words(words, level, rng)) for level in _chain(WORD_LEVELS, rng)}
+        yield from _links(key, group, texts)
 
 
 def word_order_label(split: str, seed: int) -> Iterator[Pair]:
     """The pairs of `word_order`, under the same ids: both texts in the context, the answer " 1" or " 2"."""
     for number, pair in enumerate(word_order(split, seed)):
         texts, labels = [pair.good, pair.bad], [FIRST, SECOND]
-        # Pairs 2i and 2i + 1 come from one chain; which of them has the better text first alternates between chains.
+        # Pairs 2i and 2i + 1 are one chain; the first of them has the better text first in every other chain.
         if (number + number // 2) % 2:
             texts.reverse()
             labels.reverse()
@@ -63,34 +68,33 @@ def line_order(split: str, seed: int) -> Iterator[Pair]:
     """Ranked pairs; every line starts with its newline, so that the tokens are the same at every level."""
     for key, group, lines in _line_windows(split):
         rng = random.Random(f"line_order {key} {seed}")
-        yield from _chain(key, group, LINE_LEVELS, rng, lambda level, w=lines, r=rng: scramble_lines(w, level, r))
+        lines = ["\n" + line for line in lines]
+        texts = {level: "".join(scramble_lines(lines, level, rng)) for level in _chain(LINE_LEVELS, rng)}
+        yield from _links(key, group, texts)
 
 
 def order_label(split: str, seed: int) -> Iterator[Pair]:
-    """Every other window is intact, the others have all words but the first shuffled; windows of `word_order` aren't used."""
-    mixed = False
-    for key, group, words in _windows(split):
-        if stdlib.point(f"use {key}", 2) == 1:
-            rng = random.Random(f"order_label {key} {seed}")
-            text = " ".join(words)
-            if mixed:
-                text = scramble_words(words, len(words) - 2, rng)
-            labels = (MIXED, INTACT) if mixed else (INTACT, MIXED)
-            yield Pair(key, f"{text}\nOrder:", *labels, group)
-            mixed = not mixed
+    """Every other window is intact; the others have each word but the first moved."""
+    for number, (key, group, words) in enumerate(_windows(split)):
+        labels = (INTACT, MIXED)
+        if number % 2:
+            words = scramble_words(words, len(words) - 2, random.Random(f"order_label {key} {seed}"))
+            labels = (MIXED, INTACT)
+        yield Pair(key, f"{' '.join(words)}\nOrder:", *labels, group)
 
 
 def docstring_match(split: str, seed: int) -> Iterator[Pair]:
-    """A signature, its own first sentence, and that of another function of the split.
+    """A definition's first line, the first sentence of its docstring, and that of another of the split.
 
-    Every sentence is good once and bad once, so it says nothing by itself.
+    Functions are matched with functions and classes with classes. Every sentence is good once and bad once,
+    so that it says nothing by itself.
     """
-    items = list(_signatures(split))
-    order = list(range(len(items)))
-    random.Random(f"docstring_match {split} {seed}").shuffle(order)
-    for here, there in zip(order, [*order[1:], *order[:1]], strict=True):
-        key, group, signature, sentence = items[here]
-        yield Pair(key, signature, sentence, items[there][3], group)
+    items = list(_definitions(split))
+    for keyword in ("def", "class"):
+        ring = [item for item in items if item[2].startswith(keyword)]
+        random.Random(f"docstring_match {keyword} {split} {seed}").shuffle(ring)
+        for (key, group, header, sentence), other in zip(ring, [*ring[1:], *ring[:1]], strict=True):
+            yield Pair(key, header, f"\n{sentence}", f"\n{other[3]}", group)
 
 
 TASKS: dict[str, Callable[[str, int], Iterator[Pair]]] = {
@@ -109,152 +113,143 @@ KINDS = {
 }
 
 
-def _chain(
-    key: str, group: str, levels: tuple[int, ...], rng: random.Random, text_at: Callable[[int], str]
-) -> Iterator[Pair]:
-    """The pairs (a, b) and (b, c) of three levels a < b < c, drawn from all triples alike."""
-    a, b, c = rng.choice(list(itertools.combinations(levels, 3)))
-    texts = {level: text_at(level) for level in (a, b, c)}
-    for better, worse in ((a, b), (b, c)):
+def _chain(levels: tuple[int, ...], rng: random.Random) -> tuple[int, ...]:
+    """Three levels a < b < c, all triples alike; of the pairs (a, b), (b, c) three in ten have level 0."""
+    return rng.choice(list(itertools.combinations(levels, 3)))
+
+
+def _links(key: str, group: str, texts: dict[int, str]) -> Iterator[Pair]:
+    for better, worse in itertools.pairwise(texts):
         yield Pair(f"{key}:{better}<{worse}", "", texts[better], texts[worse], group)
 
 
-def scramble_words(words: list[str], level: int, rng: random.Random) -> str:
-    """`words` joined, after `level` random transpositions none of which undoes another; the first word stays.
+def scramble_words(words: list[str], level: int, rng: random.Random) -> list[str]:
+    """`words` after `level` random transpositions, none of which undoes another; the first word stays.
 
-    Every transposition joins two cycles of the permutation, so its Cayley distance is `level`; at most len(words) - 2.
+    Every transposition joins two cycles of the permutation, so that its Cayley distance is `level`, at most
+    len(words) - 2.
     """
     order = list(range(len(words)))
     cycle = list(range(len(words)))  # the cycle that each place is in
     for _ in range(level):
-        i, j = rng.choice(
-            [(i, j) for i, j in itertools.combinations(range(1, len(words)), 2) if cycle[i] != cycle[j]]
-        )
+        i = j = 0
+        while cycle[i] == cycle[j]:
+            i, j = rng.sample(range(1, len(words)), 2)
         order[i], order[j] = order[j], order[i]
         cycle = [cycle[i] if c == cycle[j] else c for c in cycle]
-    return " ".join(words[k] for k in order)
+    return [words[k] for k in order]
 
 
-def scramble_lines(lines: list[str], level: int, rng: random.Random) -> str:
-    """`lines`, each after a newline, in a random order among those with exactly `level` inversions."""
-    orders = _orders_by_inversions(len(lines))[level]
-    return "".join("\n" + lines[k] for k in rng.choice(orders))
+def scramble_lines(lines: list[str], level: int, rng: random.Random) -> list[str]:
+    """`lines` in a random order among those with exactly `level` inversions."""
+    return [lines[k] for k in rng.choice(_orders_by_inversions(len(lines))[level])]
 
 
-def inversions(order: tuple[int, ...]) -> int:
-    """The Kendall distance of `order` from sorted: pairs that stand the wrong way round."""
-    return sum(a > b for a, b in itertools.combinations(order, 2))
-
-
-_ORDERS: dict[int, dict[int, list[tuple[int, ...]]]] = {}
-
-
+@functools.cache
 def _orders_by_inversions(n: int) -> dict[int, list[tuple[int, ...]]]:
-    if n not in _ORDERS:
-        _ORDERS[n] = {}
-        for order in itertools.permutations(range(n)):
-            _ORDERS[n].setdefault(inversions(order), []).append(order)
-    return _ORDERS[n]
+    orders: dict[int, list[tuple[int, ...]]] = {}
+    for order in itertools.permutations(range(n)):
+        inversions = sum(a > b for a, b in itertools.combinations(order, 2))
+        orders.setdefault(inversions, []).append(order)
+    return orders
 
 
 def _windows(split: str) -> Iterator[tuple[str, str, list[str]]]:
-    """(key, file, words): the first 10 to 16 words of sentences, without a final full stop; no sentence twice."""
+    """(key, file, words): the first 10 to 16 words of sentences, less a final stop; no window twice."""
     seen = set()
     for module in stdlib.modules("tasks", split):
         for line, text in sorted([*stdlib.docstrings(module), *stdlib.comments(module)]):
-            sentences = [s for paragraph in stdlib.paragraphs(text) for s in _sentences(paragraph)]
-            for number, sentence in enumerate(sentences):
-                words = _fit(sentence.split(), 16, _WINDOW_CHARACTERS)
-                if len(words) >= 10 and len(set(words[1:])) >= 8 and tuple(words) not in seen:
+            for number, sentence in enumerate(_sentences(text)):
+                words = sentence.split()[:16]
+                while len(" ".join(words)) > _WINDOW:
+                    words.pop()
+                if len(words) >= 10 and tuple(words) not in seen:
                     seen.add(tuple(words))
                     yield f"{module.path}:{line}:{number}", module.path, words
 
 
-def _sentences(paragraph: str) -> list[str]:
-    """The sentences of a paragraph of plain prose (nothing of a list, a table or an example)."""
-    if "\n" in paragraph:
-        return []
-    sentences = re.split(r"(?<=[.!?:;])\s+", paragraph)
-    return [s.rstrip(".!?:; ") for s in sentences if re.fullmatch(r"[A-Z][ -~]*", s) and _mostly_words(s)]
+def _sentences(text: str) -> list[str]:
+    """The sentences of prose in `text`: nothing of a list, table or example, nothing copied between files."""
+    found = []
+    for paragraph in stdlib.paragraphs(text):
+        if stdlib.is_prose(paragraph) and not stdlib.copied(paragraph):
+            parts = (part.rstrip(".!?:; ") for part in re.split(r"(?<=[.!?:;])\s+", " ".join(paragraph)))
+            found += [part for part in parts if re.fullmatch(r"[A-Z][ -~]*", part) and _mostly_words(part)]
+    return found
 
 
 def _mostly_words(sentence: str) -> bool:
-    words = sentence.split()
-    return sum(bool(re.fullmatch(r"[(\"']?[A-Za-z][A-Za-z'-]*[)\"',.;:!?]*", w)) for w in words) >= 0.8 * len(words)
-
-
-def _fit(words: list[str], count: int, characters: int) -> list[str]:
-    while len(words) > count or len(" ".join(words)) > characters:
-        words = words[:-1]
-    return words
+    plain = [re.fullmatch(r"[(\"']?[A-Za-z][A-Za-z'-]*[)\"',.;:!?]*", word) for word in sentence.split()]
+    return sum(match is not None for match in plain) >= 0.8 * len(plain)
 
 
 def _line_windows(split: str) -> Iterator[tuple[str, str, list[str]]]:
-    """(key, file, lines): consecutive lines of function bodies, different from one another, in disjoint windows."""
+    """(key, file, lines): consecutive lines of a function's body, no two alike; no window twice."""
     seen = set()
     for module in stdlib.modules("tasks", split):
         for node in stdlib.functions(module):
-            start = node.lineno
             for block in _code_blocks(module, node):
-                for lines in _cut_lines(block):
+                for number, lines in _cut_lines(block):
                     if tuple(lines) not in seen:
                         seen.add(tuple(lines))
-                        yield f"{module.path}:{start}:{len(seen)}", module.path, lines
+                        yield f"{module.path}:{number}", module.path, lines
 
 
-def _code_blocks(module: stdlib.Module, node: stdlib.FunctionNode) -> Iterator[list[str]]:
-    """Runs of the body's lines that aren't blank, comments, or inside a string of several lines."""
+def _code_blocks(module: stdlib.Module, node: stdlib.FunctionNode) -> Iterator[list[tuple[int, str]]]:
+    """Runs of (number, line) of the body: no blank line, comment, string of several lines or copied line."""
     body = node.body[1:] if ast.get_docstring(node) else node.body
-    if not body:
-        return
     in_string = {
-        line
+        number
         for child in ast.walk(node)
         if isinstance(child, ast.Constant | ast.JoinedStr) and child.end_lineno != child.lineno
-        for line in range(child.lineno, (child.end_lineno or 0) + 1)
+        for number in stdlib.line_numbers(child)
     }
-    block: list[str] = []
-    for number in range(body[0].lineno, (node.end_lineno or 0) + 1):
-        line = module.lines[number - 1]
-        if line.strip() and not line.lstrip().startswith("#") and number not in in_string:
-            block.append(line.rstrip().expandtabs())
-        elif block:
+    block: list[tuple[int, str]] = []
+    for number in (number for statement in body for number in stdlib.line_numbers(statement)):
+        line = module.lines[number - 1].rstrip().expandtabs()
+        usable = line and not line.lstrip().startswith("#") and number not in in_string
+        usable = usable and not stdlib.copied([line])
+        if block and (not usable or number != block[-1][0] + 1):
             yield block
             block = []
+        if usable:
+            block.append((number, line))
     if block:
         yield block
 
 
-def _cut_lines(block: list[str]) -> Iterator[list[str]]:
-    """Windows of 6, 5 or 4 lines from the start of `block` on, dedented, that are short enough."""
+def _cut_lines(block: list[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+    """(first line's number, lines): windows of 6, 5 or 4 lines, dedented, that are short enough."""
     while len(block) >= 4:
         for size in (6, 5, 4):
-            window = block[:size]
+            window = [line for _, line in block[:size]]
             margin = min(len(line) - len(line.lstrip()) for line in window)
             lines = [line[margin:] for line in window]
-            if len(window) == size and len(set(lines)) == size and sum(map(len, lines)) <= _LINES_CHARACTERS:
-                yield lines
+            if len(lines) == size and len(set(lines)) == size and sum(map(len, lines)) <= _LINES:
+                yield block[0][0], lines
                 block = block[size:]
                 break
         else:
             block = block[1:]
 
 
-def _signatures(split: str) -> Iterator[tuple[str, str, str, str]]:
-    """(key, file, signature line, first sentence of the docstring); no sentence twice."""
+def _definitions(split: str) -> Iterator[tuple[str, str, str, str]]:
+    """(key, file, header, first sentence of the docstring) of functions and classes; no sentence twice."""
     seen = set()
     for module in stdlib.modules("tasks", split):
-        for node in stdlib.functions(module):
-            text = ast.get_docstring(node)
-            if not text:
-                continue
-            sentence = _first_sentence(text)
-            signature = f"{'async ' * isinstance(node, ast.AsyncFunctionDef)}def {node.name}({ast.unparse(node.args)}):"
-            if 15 <= len(sentence) <= 110 and len(signature) <= 60 and sentence not in seen:
-                seen.add(sentence)
-                yield f"{module.path}:{node.lineno}", module.path, signature, f"\n{sentence}"
+        for node in ast.walk(module.tree):
+            if isinstance(node, stdlib.FunctionNode | ast.ClassDef):
+                paragraph = stdlib.paragraphs(ast.get_docstring(node) or "")[0]
+                sentence = re.split(r"(?<=[.!?])\s", " ".join(" ".join(paragraph).split()))[0]
+                header = _header(node)
+                fits = 15 <= len(sentence) <= _SENTENCE and len(header) <= _HEADER
+                if fits and sentence not in seen and not stdlib.copied(paragraph):
+                    seen.add(sentence)
+                    yield f"{module.path}:{node.lineno}", module.path, header, sentence
 
 
-def _first_sentence(text: str) -> str:
-    paragraph = " ".join(re.split(r"\n[ \t]*\n", text)[0].split())
-    return re.split(r"(?<=[.!?])\s", paragraph)[0]
+def _header(node: stdlib.FunctionNode | ast.ClassDef) -> str:
+    if isinstance(node, ast.ClassDef):
+        bases = ", ".join(map(ast.unparse, node.bases))
+        return f"class {node.name}({bases}):" if bases else f"class {node.name}:"
+    return f"def {node.name}({ast.unparse(node.args)}):"

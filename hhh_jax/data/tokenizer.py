@@ -75,8 +75,9 @@ def _special_id(bpe: tokenizers.Tokenizer, token: str) -> int:
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE of exactly `vocab_size` ids (258 .. 65536) on `texts`.
 
-    The two special tokens take ids 0 and 1, the 256 bytes the next; the rest are merges. Training is deterministic.
-    Raises UserError if `vocab_size` is out of range or the text is too little for so many merges.
+    The special tokens take ids 0 and 1, the 256 bytes the next; the rest are merges. Training is
+    deterministic. Raises UserError if `vocab_size` is out of range or the text is too little for so many
+    merges.
     """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
