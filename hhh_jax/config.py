@@ -1,0 +1,211 @@
+"""The configuration of one run: its fields with their defaults, the ``rung,key=value`` argument, and its checking."""
+
+import difflib
+from typing import Any
+
+import ml_collections
+
+from hhh_jax.errors import UserError
+from hhh_jax.model import CPU_LADDER, PAPER_LADDER, ModelConfig, count_params
+from hhh_jax.optim import pretraining_lr
+
+STAGES = ("pretrain", "lm_finetune", "imitation", "binary", "ranked", "pmp")
+
+CHOICES = {
+    "stage": STAGES,
+    "ladder": ("cpu", "paper"),
+    "model.positions": ("rotary", "learned"),
+    "model.residual": ("sequential", "parallel"),
+    "model.norm": ("layernorm", "rmsnorm"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "full", "dots"),
+    "data.bad_rows": ("error", "drop"),
+    "objective.name": ("lm", "imitation", "preference"),
+    "optim.schedule": ("constant", "linear", "cosine"),
+    "init.score_head": ("fresh", "keep"),
+}
+"""Fields that take one of a few values."""
+
+POSITIVE = (
+    "model.n_layer", "model.aspect", "model.head_dim", "data.row_length", "data.max_tokens", "data.slots",
+    "batch.rows", "batch.pairs", "optim.lr", "optim.lr_multiple", "optim.accumulate", "eval.rows", "log_every",
+)  # fmt: skip
+"""Fields that must be above zero."""
+
+
+def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
+    """Every field of a run's config, with the defaults of its ladder.
+
+    On the paper's ladder these are the paper's where it states them (sections 1.2, C.1, C.2). On the CPU ladder rows
+    are 128 tokens, the vocabulary 1024 and the compute dtype float32, and a step holds few pairs.
+
+    Args:
+      stage: one of `STAGES`.
+      rung: a name of `PAPER_LADDER` (13m, ..., 52b) or `CPU_LADDER` (12k, ..., 2.7m).
+    """
+    if rung not in PAPER_LADDER and rung not in CPU_LADDER:
+        names = [*PAPER_LADDER, *CPU_LADDER]
+        raise UserError(f"no rung named {rung!r}{_nearest(rung, names)}; there are {', '.join(names)}")
+    cpu = rung in CPU_LADDER
+    n_layer = CPU_LADDER[rung] if cpu else PAPER_LADDER[rung]
+    width = 32 if cpu else 128
+    lm = stage in ("pretrain", "lm_finetune")
+    length = 128 if cpu else 8192 if lm else 1024
+    c = ml_collections.ConfigDict()
+    c.stage, c.rung, c.ladder = stage, rung, "cpu" if cpu else "paper"
+    c.seeds = (0,)  # of parameters, score head and data order; several train together
+    c.model = {
+        "n_layer": n_layer,
+        "aspect": width,
+        "head_dim": width,
+        "vocab_size": 1024 if cpu else 65536,
+        "positions": "rotary",
+        "rotary_fraction": 1.0,
+        "rotary_base": 10000.0,
+        "max_positions": 128 if cpu else 8192,
+        "residual": "sequential",
+        "norm": "layernorm",
+        "biases": True,
+        "dtype": "float32" if cpu else "bfloat16",
+        "remat": "none" if cpu else "full",
+        "unroll": n_layer if cpu else 1,
+    }
+    c.data = {
+        "source": "stdlib",  # a name of hhh_jax.data.datasets or a path
+        "seed": 0,  # of what a source draws (levels, rankings, ...); never of the order
+        "limit": 0,  # training pairs to use; 0 takes all
+        "binarize": False,  # GOOD:/BAD: pairs (section 4.1)
+        "bad_rows": "error",  # or drop: count and go on
+        "row_length": length,
+        "max_tokens": length // 2,  # of one side of a pair, context and end-of-context included
+        "slots": max(length // 16, 1),  # pairs a row can hold
+        "share_context": True,
+        "tokenizer": "",  # a tokenizer.json; empty: that of init.checkpoint, else one trained on the source
+    }
+    c.objective = {"name": {"imitation": "imitation"}.get(stage, "lm" if lm else "preference"), "lam": 1.0, "mu": 1.0}
+    c.batch = {"rows": 32 if cpu else 64, "pairs": 32}  # rows of LM batches; pairs of all others
+    c.steps = 0  # updates; 0: as many as tokens or epochs ask for
+    c.tokens = 1e6 if cpu else 4e11  # of LM stages
+    c.epochs = 1.0  # of stages on pairs
+    c.optim = {
+        "lr": pretraining_lr(count_params(ModelConfig(n_layer, width, width))["n"]),
+        "lr_multiple": 1.0,  # the stage's share of the pretraining rate
+        "b1": 0.9,
+        "b2": 0.95,
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "clip": 1.0,
+        "warmup_steps": 10 if cpu else 1000,
+        "schedule": "cosine",
+        "final_fraction": 0.1,
+        "accumulate": 1,
+    }
+    c.init = {"checkpoint": "", "score_head": "fresh"}  # a run directory; "" starts from random parameters
+    c.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
+    c.eval = {
+        "rows": 32,  # of an evaluation batch
+        "points": 8 if not lm else 1,  # evenly spaced validations; the best one's parameters are kept
+        "limit": 0,  # test and validation items each; 0 takes all
+        "curve": (),  # numbers of pairs seen at which the test set is read too, for curves within one run
+    }
+    c.log_every = 10
+    c.term_norms_every = 50  # steps between records of each term's gradient norm; 0: never
+    c.checkpoint = {"every_steps": 1000, "every_minutes": 10.0, "keep": 2, "final_optimizer": True}
+    c.labels = {"init": "" if stage == "pretrain" else "lm", "intervention": "", "curve": "separate"}
+    return c
+
+
+def parse_arg(arg: str, stage: str) -> tuple[ml_collections.ConfigDict, dict[str, str]]:
+    """``"13m,task=symbols:T0,data=DIR"`` to the stage's base config and what else the argument says.
+
+    ``task`` and ``data`` set ``data.source``, ``init`` sets ``init.checkpoint``, ``seeds`` (a number) sets the first n
+    seeds; any other key must be a field's full name (``optim.lr=1e-3``). Raises UserError for anything else.
+    """
+    rung, *settings = (arg or "13m").split(",")
+    c = base_config(stage, rung)
+    for setting in settings:
+        key, found, value = setting.partition("=")
+        if not found:
+            raise UserError(f"config argument {arg!r}: {setting!r} is not key=value")
+        if key == "seeds":
+            c.seeds = tuple(range(_number(key, value, int)))
+            continue
+        name = {"task": "data.source", "data": "data.source", "init": "init.checkpoint"}.get(key, key)
+        set_field(c, name, value)
+    return c
+
+
+def fields(c: Any, prefix: str = "") -> dict[str, Any]:
+    """All fields of a config by full name."""
+    flat: dict[str, Any] = {}
+    for key, value in c.items():
+        flat |= fields(value, f"{prefix}{key}.") if hasattr(value, "items") else {f"{prefix}{key}": value}
+    return flat
+
+
+def set_field(c: ml_collections.ConfigDict, name: str, text: str) -> None:
+    """Sets a field by full name from text, as the type that it has. Raises UserError with the nearest valid name."""
+    flat = fields(c)
+    if name not in flat:
+        raise UserError(f"no config key {name!r}{_nearest(name, flat)}")
+    old = flat[name]
+    value: Any = text
+    if isinstance(old, bool):
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"config key {name} takes true or false, not {text!r}")
+        value = text.lower() == "true"
+    elif isinstance(old, int | float):
+        value = _number(name, text, type(old))
+    section, _, key = name.rpartition(".")
+    (c[section] if section else c)[key] = value
+
+
+def check(c: ml_collections.ConfigDict) -> None:
+    """Raises UserError for the first value that no run can have, by its full name and with what would do."""
+    flat = fields(c)
+    expected = fields(base_config(c.stage, c.rung)) if c.get("stage") in STAGES else flat
+    for name in flat:
+        if name not in expected:
+            raise UserError(f"no config key {name!r}{_nearest(name, expected)}")
+    for name, choices in CHOICES.items():
+        if flat[name] not in choices:
+            near = _nearest(str(flat[name]), choices)
+            raise UserError(f"config key {name} is {flat[name]!r}{near}; it takes {', '.join(choices)}")
+    for name in POSITIVE:
+        if not flat[name] > 0:
+            raise UserError(f"config key {name} is {flat[name]}; it must be above 0")
+    m = c.model
+    if (m.n_layer * m.aspect) % m.head_dim:
+        raise UserError(f"config key model.head_dim is {m.head_dim}; it must divide d_model = {m.n_layer * m.aspect}")
+    if not 0 < m.rotary_fraction <= 1:
+        raise UserError(f"config key model.rotary_fraction is {m.rotary_fraction}; it must be above 0 and at most 1")
+    if m.positions == "learned" and m.max_positions < c.data.row_length:
+        raise UserError(f"config key model.max_positions is {m.max_positions}; rows have {c.data.row_length} tokens")
+    if not c.seeds or len(set(c.seeds)) != len(c.seeds):
+        raise UserError(f"config key seeds is {tuple(c.seeds)}; give one or more different numbers")
+    if c.data.max_tokens * 2 > c.data.row_length:
+        raise UserError(
+            f"config key data.max_tokens is {c.data.max_tokens}; both sides of a pair must fit a row of "
+            f"data.row_length = {c.data.row_length} tokens, so it can be {c.data.row_length // 2} at most"
+        )
+    if c.objective.name == "preference" and not (c.objective.lam > 0 and c.objective.mu >= 0):
+        raise UserError("config keys objective.lam and objective.mu: lam must be above 0 and mu at least 0")
+    if c.batch.rows % c.optim.accumulate:
+        raise UserError(f"config key optim.accumulate is {c.optim.accumulate}; it must divide batch.rows = {c.batch.rows}")
+
+
+def model_config(c: ml_collections.ConfigDict, vocab_size: int) -> ModelConfig:
+    """The model of a run, with the vocabulary of its tokenizer."""
+    return ModelConfig(**(c.model.to_dict() | {"vocab_size": vocab_size}))
+
+
+def _number(name: str, text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise UserError(f"config key {name} takes {'a whole number' if kind is int else 'a number'}, not {text!r}") from None
+
+
+def _nearest(name: str, names: Any) -> str:
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,0 +1,145 @@
+"""What a run reads at step ``i``: batches as functions of (seed, step), and every held-out item once."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from hhh_jax.data.packing import Batch, DocumentStream, Placement, TokenizedPair, assign_rows, pack_pairs, row_sizes
+
+
+def stack(batches: Sequence[Batch]) -> Batch:
+    """Batches of equal shape, one a seed, to one batch ``[G, R, ...]``."""
+    return jax.tree.map(lambda *xs: np.stack(xs), *batches)
+
+
+def pair_order(n_pairs: int, seed: int, first: int, count: int) -> np.ndarray:
+    """Which pairs come as number ``first`` to ``first + count`` of the endless stream: a new permutation each epoch."""
+    indices = np.arange(first, first + count)
+    epochs = indices // n_pairs
+    permutations = {e: np.random.default_rng((seed, int(e))).permutation(n_pairs) for e in np.unique(epochs)}
+    return np.array([permutations[e][i % n_pairs] for e, i in zip(epochs, indices, strict=True)], np.int64)
+
+
+class PairLoader:
+    """Training batches of exactly `batch_pairs` pairs.
+
+    Args:
+      pairs: the training pairs; the paper's x axes count them with repeats.
+      batch_pairs: pairs of a step.
+      length, slots, pad_id, share_context: as in `pack_pairs`.
+      multiple: what the number of rows must be a multiple of.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[TokenizedPair],
+        batch_pairs: int,
+        length: int,
+        slots: int,
+        pad_id: int,
+        multiple: int,
+        share_context: bool = True,
+    ):
+        self.pairs, self.batch_pairs = pairs, batch_pairs
+        self.length, self.slots, self.pad_id, self.share_context = length, slots, pad_id, share_context
+        self.sizes = row_sizes(batch_pairs, multiple)
+
+    def batch(self, step: int, seeds: Sequence[int]) -> Batch:
+        """The batch of update `step` (from 0) for every seed, ``[G, R, T]``."""
+        chosen = [
+            [self.pairs[i] for i in pair_order(len(self.pairs), seed, step * self.batch_pairs, self.batch_pairs)]
+            for seed in seeds
+        ]
+        batches = [self._pack(pairs, self.sizes) for pairs in chosen]
+        rows = max(len(batch.tokens) for batch in batches)
+        return stack([b if len(b.tokens) == rows else self._pack(p, [rows]) for b, p in zip(batches, chosen, strict=True)])
+
+    def _pack(self, pairs: Sequence[TokenizedPair], sizes: Sequence[int]) -> Batch:
+        batch, _ = pack_pairs(
+            pairs, self.length, self.slots, self.pad_id, sizes=sizes, share_context=self.share_context
+        )
+        return batch
+
+
+class DocumentLoader:
+    """Training batches of `rows` rows of documents.
+
+    Args:
+      documents: token ids of each document, the delimiter included.
+      rows: rows of a step.
+      length, pad_id: as in `DocumentStream`.
+    """
+
+    def __init__(self, documents: Sequence[np.ndarray], rows: int, length: int, pad_id: int):
+        self.documents, self.rows, self.length, self.pad_id = documents, rows, length, pad_id
+        self._streams: dict[int, DocumentStream] = {}
+
+    def batch(self, step: int, seeds: Sequence[int]) -> Batch:
+        """The batch of update `step` (from 0) for every seed, ``[G, R, T]``."""
+        for seed in seeds:
+            if seed not in self._streams:
+                self._streams[seed] = DocumentStream(self.documents, self.length, seed)
+        return stack([self._streams[seed].batch(step * self.rows, self.rows, self.pad_id)[0] for seed in seeds])
+
+
+def evaluation_batches(
+    pairs: Sequence[TokenizedPair], length: int, slots: int, pad_id: int, rows: int, share_context: bool = True
+) -> Iterator[tuple[int, Batch, Placement]]:
+    """All pairs in order, each once, in batches of exactly `rows` rows: (index of the first pair, batch, placement)."""
+    sizes = [pair.n_tokens(share_context) for pair in pairs]
+    ends = np.cumsum(sizes)
+    first = 0
+    while first < len(pairs):
+        before = ends[first] - sizes[first]
+        last = int(np.searchsorted(ends, before + rows * length, side="right"))
+        last = max(min(last, first + rows * slots), first + 1)
+        while len(assign_rows(sizes[first:last], length, slots)) > rows:
+            last -= max((last - first) // 32, 1)
+        packed = pack_pairs(pairs[first:last], length, slots, pad_id, sizes=[rows], share_context=share_context)
+        yield first, *packed
+        first = last
+
+
+def document_batches(
+    documents: Sequence[np.ndarray], length: int, pad_id: int, rows: int
+) -> Iterator[tuple[Batch, Placement]]:
+    """All documents in order, each token once, in batches of `rows` rows."""
+    stream = DocumentStream(documents, length, None)
+    for first in range(0, stream.rows_per_epoch, rows):
+        yield stream.batch(first, rows, pad_id)
+
+
+def prefetch(make: Callable[[int], Any], start: int, stop: int, depth: int = 2) -> Iterator[Any]:
+    """``make(start), ..., make(stop - 1)``, made by a thread that stays up to `depth` ahead; its errors are raised here."""
+    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
+    abandoned = threading.Event()
+
+    def offer(item: tuple[Any, BaseException | None]) -> None:
+        while not abandoned.is_set():
+            try:
+                return ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        for i in range(start, stop):
+            if abandoned.is_set():
+                return
+            try:
+                offer((make(i), None))
+            except BaseException as error:
+                return offer((None, error))
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        for _ in range(start, stop):
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        abandoned.set()

@@ -1,0 +1,300 @@
+"""Documents and pairs to packed rows, where every segment is computed as if it stood alone.
+
+A pair is one segment with two branches that share their context. The shared part (branch 0) is the context less its
+last token; each branch begins with that token, because one context end has two next tokens:
+
+    tokens        c0 c1 c2 g0 g1 EOC c2 b0 EOC     context c0 c1 c2, good side g0 g1, bad side b0
+    branch_ids     0  0  1  1  1   1  2  2   2
+    positions      0  1  2  3  4   5  2  3   4     a query sees a key iff same segment, position <=, and the
+    targets       c1 c2 g0 g1 EOC  .  b0 EOC .     key's branch is 0 or its own
+    loss_mask      x  x  x  x  x                   the whole good sequence
+    response_mask        x  x  x      x  x         the responses of both sides, end-of-context included
+    score_positions             ^            ^     where the two rewards are read
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from hhh_jax.data.records import Counts, Document, Pair
+from hhh_jax.data.tokenizer import Tokenizer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Batch:
+    """Packed rows; every array begins with the row axis, so rows are what is sharded and accumulated.
+
+    Attributes:
+      tokens, targets: int32 ``[R, T]``; ``targets`` counts only under a mask.
+      segment_ids: int32 ``[R, T]``, 1, 2, ... within a row; 0 is padding.
+      branch_ids: int32 ``[R, T]``; 0 is shared by all branches of the segment.
+      positions: int32 ``[R, T]``, from 0 in each segment.
+      loss_mask: bool ``[R, T]``, the tokens whose target the language-modeling loss counts: whole documents, or the
+        whole good sequence of pairs.
+      response_mask: bool ``[R, T]``, the tokens whose target belongs to a response, good or bad.
+      score_positions: int32 ``[R, S, 2]``, the place in the row of the good and the bad side's end-of-context token.
+      pair_mask: bool ``[R, S]``, which slots hold a pair.
+      teacher_ids, teacher_logps: int32 and float32 ``[R, T, k]``, the stored teacher of distillation.
+      is_human: float32 ``[R, T]``, the labels of the per-token discriminator.
+    """
+
+    tokens: Any
+    targets: Any
+    segment_ids: Any
+    branch_ids: Any
+    positions: Any
+    loss_mask: Any
+    response_mask: Any
+    score_positions: Any
+    pair_mask: Any
+    teacher_ids: Any = None
+    teacher_logps: Any = None
+    is_human: Any = None
+
+
+@dataclasses.dataclass
+class Placement:
+    """Where the records of a batch went; stays on the host.
+
+    Attributes:
+      option_RxT: int32, ``2 * pair + side`` (side 0 is good) of each response token, -1 elsewhere. For documents, the
+        index of the document that each token belongs to.
+      pair_RxS: int32, the index of the pair in each slot, -1 where none is.
+    """
+
+    option_RxT: np.ndarray
+    pair_RxS: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenizedPair:
+    """Token ids, int32 one-dimensional each; `good` and `bad` end with end-of-context, `context` may be empty."""
+
+    id: str
+    group: str
+    context: np.ndarray
+    good: np.ndarray
+    bad: np.ndarray
+    n_bytes: tuple[int, int]
+
+    def n_tokens(self, share_context: bool = True) -> int:
+        """Tokens that the pair takes in a row."""
+        context = len(self.context)
+        shared = max(context - 1, 0) if share_context else 0
+        return shared + len(self.good) + len(self.bad) + 2 * (context - shared)
+
+
+def tokenize_pairs(
+    pairs: Sequence[Pair], tokenizer: Tokenizer, max_tokens: int, counts: Counts, *, binarize: bool = False
+) -> list[TokenizedPair]:
+    """Tokenizes context and response apart and truncates each side to `max_tokens`, end-of-context included.
+
+    Truncation takes the context from the left; response and end-of-context stay. What doesn't fit or has become equal
+    is moved in `counts` from kept to dropped.
+
+    Args:
+      binarize: build from each ``A > B`` the two pairs ``GOOD:A > BAD:A`` and ``BAD:B > GOOD:B`` (section 4.1), with
+        the context inside the sides, so that the two sides differ at their first token.
+    """
+    texts = [text for pair in pairs for text in (pair.context, pair.good, pair.bad)]
+    ids = tokenizer.encode_batch(texts)
+    eoc = np.array([tokenizer.eoc_id], np.int32)
+    labels = [tokenizer.encode("GOOD:"), tokenizer.encode("BAD:")] if binarize else []
+    room = max_tokens - max((len(label) for label in labels), default=0)
+    result = []
+    for i, pair in enumerate(pairs):
+        context, good, bad = ids[3 * i], np.append(ids[3 * i + 1], eoc), np.append(ids[3 * i + 2], eoc)
+        longest = max(len(good), len(bad))
+        reason = "response longer than max_tokens" if longest > room else ""
+        if np.array_equal(good, bad):
+            reason = "sides equal after tokenization"
+        if reason:
+            counts.kept -= 1
+            counts.dropped[reason] += 1
+            continue
+        # Both sides keep the same context, also where it would fit with the shorter one only.
+        context = context[max(0, len(context) - (room - longest)) :]
+        n_bytes = (len(pair.good.encode()), len(pair.bad.encode()))
+        if not binarize:
+            result.append(TokenizedPair(pair.id, pair.group, context, good, bad, n_bytes))
+            continue
+        none = context[:0]
+        for side, size, label in ((good, n_bytes[0], 0), (bad, n_bytes[1], 1)):
+            right, wrong = (np.concatenate([labels[k], context, side]) for k in (label, 1 - label))
+            name = f"{pair.id}/{'good' if label == 0 else 'bad'}"
+            result.append(TokenizedPair(name, pair.group, none, right, wrong, (size, size)))
+    return result
+
+
+def row_sizes(n_pairs: int, multiple: int = 1) -> list[int]:
+    """The few static numbers of rows that a batch of `n_pairs` may take: quarters of `n_pairs`, each a multiple of
+    `multiple` (data x fsdp). The last one holds any batch whose pairs each fit a row."""
+    sizes = {-(-n_pairs * quarter // 4 // multiple) * multiple for quarter in range(1, 5)}
+    return sorted(sizes | {-(-n_pairs // multiple) * multiple})
+
+
+def assign_rows(sizes: Sequence[int], length: int, slots: int) -> list[list[int]]:
+    """First-fit decreasing: lists of indices, one a row, with at most `length` tokens and `slots` items each."""
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        if sizes[i] > length:
+            raise ValueError(f"item {i} has {sizes[i]} tokens and a row {length}")
+        for r, room in enumerate(free):
+            if sizes[i] <= room and len(rows[r]) < slots:
+                break
+        else:
+            r = len(rows)
+            rows.append([])
+            free.append(length)
+        rows[r].append(i)
+        free[r] -= sizes[i]
+    return rows
+
+
+def empty_batch(rows: int, length: int, slots: int, pad_id: int) -> tuple[Batch, Placement]:
+    """A batch of padding, to be filled; numpy arrays."""
+    zeros = lambda: np.zeros((rows, length), np.int32)  # noqa: E731
+    batch = Batch(
+        tokens=np.full((rows, length), pad_id, np.int32),
+        targets=zeros(),
+        segment_ids=zeros(),
+        branch_ids=zeros(),
+        positions=zeros(),
+        loss_mask=np.zeros((rows, length), bool),
+        response_mask=np.zeros((rows, length), bool),
+        score_positions=np.zeros((rows, slots, 2), np.int32),
+        pair_mask=np.zeros((rows, slots), bool),
+    )
+    return batch, Placement(np.full((rows, length), -1, np.int32), np.full((rows, slots), -1, np.int32))
+
+
+def pack_pairs(
+    pairs: Sequence[TokenizedPair],
+    length: int,
+    slots: int,
+    pad_id: int,
+    *,
+    sizes: Sequence[int],
+    share_context: bool = True,
+) -> tuple[Batch, Placement]:
+    """Packs all of `pairs`, and nothing else, into the smallest number of rows of `sizes` that holds them.
+
+    Args:
+      pairs: at most ``length`` tokens each (`TokenizedPair.n_tokens`); a longer one is a ValueError.
+      length: tokens of a row.
+      slots: pairs that a row can hold.
+      sizes: the static numbers of rows, ascending; spare rows are padding and weigh zero.
+      share_context: whether the two sides of a pair share their context; if not, it is repeated.
+    """
+    assigned = assign_rows([pair.n_tokens(share_context) for pair in pairs], length, slots)
+    rows = next((size for size in sizes if size >= len(assigned)), None)
+    if rows is None:
+        raise ValueError(f"{len(pairs)} pairs need {len(assigned)} rows of {length} tokens; the sizes are {list(sizes)}")
+    batch, placement = empty_batch(rows, length, slots, pad_id)
+    for r, members in enumerate(assigned):
+        start, segment = 0, 0
+        for s, p in enumerate(members):
+            pair = pairs[p]
+            batch.pair_mask[r, s] = True
+            placement.pair_RxS[r, s] = p
+            n_shared = max(len(pair.context) - 1, 0) if share_context else 0
+            segment += 1
+            if n_shared:
+                span = slice(start, start + n_shared)
+                batch.tokens[r, span] = pair.context[:-1]
+                batch.targets[r, span] = pair.context[1:]
+                batch.positions[r, span] = np.arange(n_shared)
+                batch.segment_ids[r, span] = segment
+                batch.loss_mask[r, span] = True
+                start += n_shared
+            own = pair.context[n_shared:]
+            for side, response in enumerate((pair.good, pair.bad)):
+                tokens = np.concatenate([own, response])
+                n = len(tokens)
+                span = slice(start, start + n)
+                first = start + max(len(own) - 1, 0)  # the token that predicts the response's first one
+                predicting = slice(first, start + n - 1)
+                batch.tokens[r, span] = tokens
+                batch.targets[r, start : start + n - 1] = tokens[1:]
+                batch.positions[r, span] = n_shared + np.arange(n)
+                batch.segment_ids[r, span] = segment
+                batch.branch_ids[r, span] = side + 1
+                batch.loss_mask[r, start : start + n - 1] = side == 0
+                batch.response_mask[r, predicting] = True
+                batch.score_positions[r, s, side] = start + n - 1
+                placement.option_RxT[r, predicting] = 2 * p + side
+                start += n
+    return batch, placement
+
+
+class DocumentStream:
+    """Documents as one endless stream of tokens, each followed by the delimiter; any row of it is found at once.
+
+    An epoch is a permutation of the documents that depends on (seed, epoch) only, laid end to end and cut into rows of
+    `length` tokens. A document that a cut divides goes on as a segment of its own; every token but the first of a
+    document is predicted exactly once an epoch, except in the last, incomplete row.
+
+    Args:
+      documents: token ids of each document, the delimiter included.
+      length: tokens of a row.
+      seed: of the permutations; None keeps the given order and keeps the last row, for evaluation.
+    """
+
+    def __init__(self, documents: Sequence[np.ndarray], length: int, seed: int | None):
+        self.tokens = np.concatenate(documents)
+        self.sizes_D = np.array([len(document) for document in documents])
+        self.starts_D = np.cumsum(self.sizes_D) - self.sizes_D
+        self.length, self.seed = length, seed
+        total = len(self.tokens)
+        self.rows_per_epoch = -(-total // length) if seed is None else total // length
+        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Permutation ``[D]`` and, in that order, where each document begins in the epoch's stream ``[D]``."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            n = len(self.sizes_D)
+            order_D = np.arange(n) if self.seed is None else np.random.default_rng((self.seed, epoch)).permutation(n)
+            sizes_D = self.sizes_D[order_D]
+            self._epoch = epoch, order_D, np.cumsum(sizes_D) - sizes_D
+        return self._epoch[1], self._epoch[2]
+
+    def batch(self, first_row: int, rows: int, pad_id: int) -> tuple[Batch, Placement]:
+        """Rows ``first_row`` to ``first_row + rows`` of the endless stream; beyond the end if `seed` is None, padding."""
+        batch, placement = empty_batch(rows, self.length, 0, pad_id)
+        for r in range(rows):
+            epoch, row = divmod(first_row + r, self.rows_per_epoch)
+            if self.seed is None and epoch > 0:
+                break
+            order_D, begins_D = self._order(epoch)
+            start, end = row * self.length, min((row + 1) * self.length, len(self.tokens))
+            d = int(np.searchsorted(begins_D, start, side="right")) - 1
+            at, segment = start, 0
+            while at < end:
+                document, begin = order_D[d], begins_D[d]
+                size = self.sizes_D[document]
+                stop = min(begin + size, end)
+                span = slice(at - start, stop - start)
+                source = self.starts_D[document] + at - begin
+                n = stop - at
+                ends_here = stop == begin + size
+                predicted = n - 1 if ends_here else n
+                segment += 1
+                batch.tokens[r, span] = self.tokens[source : source + n]
+                batch.targets[r, at - start : at - start + predicted] = self.tokens[source + 1 : source + 1 + predicted]
+                batch.loss_mask[r, at - start : at - start + predicted] = True
+                batch.segment_ids[r, span] = segment
+                batch.positions[r, span] = np.arange(n)
+                placement.option_RxT[r, at - start : at - start + predicted] = document
+                at, d = stop, d + 1
+        return batch, placement
+
+
+def tokenize_documents(documents: Iterable[Document], tokenizer: Tokenizer) -> list[np.ndarray]:
+    """Token ids of each document, int32, with the delimiter at its end (a later stage's end-of-context token)."""
+    eoc = np.array([tokenizer.eoc_id], np.int32)
+    return [np.append(ids, eoc) for ids in tokenizer.encode_batch([document.text for document in documents])]

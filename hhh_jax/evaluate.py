@@ -1,0 +1,196 @@
+"""Text is scored here and nowhere else: log-probabilities and rewards of every side of every pair, each item once.
+
+    python -m hhh_jax.evaluate --checkpoint=RUN_DIR [--task=NAME] [--split=test] [--selection=best|final]
+
+recomputes result rows of a finished run from its checkpoint and prints them as JSON lines.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags
+from jax.sharding import Mesh
+
+from hhh_jax import sharding, stats
+from hhh_jax.data.loader import document_batches, evaluation_batches
+from hhh_jax.data.packing import Batch, TokenizedPair
+from hhh_jax.model import ModelConfig, Params, hidden_states
+from hhh_jax.objectives import Outputs
+from hhh_jax.train import over_seeds
+
+
+class Scorer(NamedTuple):
+    """A model of ``G`` seeds on its mesh, and the shape of evaluation batches.
+
+    Attributes:
+      model, params: the model and its parameters ``[G, ...]``, with a ``score_head`` if it has rewards.
+      n_seeds: ``G``.
+      mesh: where it runs.
+      rows, length, slots, pad_id: as in `evaluation_batches`.
+    """
+
+    model: ModelConfig
+    params: Params
+    n_seeds: int
+    mesh: Mesh
+    rows: int
+    length: int
+    slots: int
+    pad_id: int
+
+
+class PairScores(NamedTuple):
+    """Scores of the two sides (0 good, 1 bad) of ``P`` pairs under ``G`` seeds.
+
+    Attributes:
+      logp_sum_GxPx2: summed log-probability in nats of the response tokens, end-of-context included; None if not asked.
+      n_tokens_Px2: number of these tokens.
+      reward_GxPx2: rewards; None if the model has no score head.
+    """
+
+    logp_sum_GxPx2: np.ndarray | None
+    n_tokens_Px2: np.ndarray
+    reward_GxPx2: np.ndarray | None
+
+    def margins(self, ranker: str) -> np.ndarray:
+        """Good side's score less the bad side's, float ``[G, P]``; ``ranker`` is ``reward`` or ``mean_logp``."""
+        if ranker == "reward":
+            scores_GxPx2 = self.reward_GxPx2
+        else:
+            assert self.logp_sum_GxPx2 is not None
+            scores_GxPx2 = self.logp_sum_GxPx2 / self.n_tokens_Px2
+        assert scores_GxPx2 is not None
+        return scores_GxPx2[..., 0] - scores_GxPx2[..., 1]
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled_forward(model: ModelConfig, n_seeds: int, mesh: Mesh, want: tuple[str, ...]) -> Callable:
+    """``(params [G, ...], batch [R, ...]) -> (target log-probabilities [G, R, T] or None, rewards [G, R, S, 2] or None)``."""
+
+    def forward(params: Params, batch: Batch):
+        hidden_RxTxD = hidden_states(
+            model, params, batch.tokens, batch.segment_ids, batch.branch_ids, batch.positions
+        )
+        outputs = Outputs(params, hidden_RxTxD, batch)
+        logps = outputs.target_logps() if "logp" in want else None
+        rewards = jax.numpy.stack(outputs.pair_rewards(), axis=-1) if "reward" in want else None
+        return logps, rewards
+
+    def for_all(params: Params, batch: Batch):
+        return over_seeds(functools.partial(_swap, forward, batch), n_seeds)(params)
+
+    return jax.jit(for_all, out_shardings=sharding.replicated(mesh))
+
+
+def _swap(forward: Callable, batch: Batch, params: Params) -> Any:
+    return forward(params, batch)
+
+
+def score_pairs(scorer: Scorer, pairs: Sequence[TokenizedPair], want: tuple[str, ...]) -> PairScores:
+    """Scores every pair once; ``want`` names what to compute: ``logp``, ``reward`` or both."""
+    g, p = scorer.n_seeds, len(pairs)
+    logp_sum_GxPx2 = np.zeros((g, p, 2)) if "logp" in want else None
+    reward_GxPx2 = np.full((g, p, 2), np.nan) if "reward" in want else None
+    forward = _compiled_forward(scorer.model, g, scorer.mesh, want)
+    batches = evaluation_batches(pairs, scorer.length, scorer.slots, scorer.pad_id, scorer.rows)
+    for first, batch, placement in batches:
+        logps_GxRxT, rewards_GxRxSx2 = jax.tree.map(np.asarray, forward(scorer.params, batch))
+        if logp_sum_GxPx2 is not None:
+            option_N = placement.option_RxT.reshape(-1)
+            scored_N = option_N >= 0
+            n_options = 2 * (int(placement.pair_RxS.max()) + 1)
+            for seed in range(g):
+                values = logps_GxRxT[seed].reshape(-1)[scored_N].astype(np.float64)
+                sums = np.bincount(option_N[scored_N], values, n_options).reshape(-1, 2)
+                logp_sum_GxPx2[seed, first : first + len(sums)] = sums
+        if reward_GxPx2 is not None:
+            used_RxS = placement.pair_RxS >= 0
+            reward_GxPx2[:, first + placement.pair_RxS[used_RxS]] = rewards_GxRxSx2[:, used_RxS]
+    n_tokens_Px2 = np.array([[_predicted(pair, len(pair.good)), _predicted(pair, len(pair.bad))] for pair in pairs])
+    return PairScores(logp_sum_GxPx2, n_tokens_Px2.reshape(p, 2), reward_GxPx2)
+
+
+def _predicted(pair: TokenizedPair, response: int) -> int:
+    """Response tokens that something predicts: all of them after a context, all but the first without one."""
+    return response if len(pair.context) else response - 1
+
+
+def score_documents(scorer: Scorer, documents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Summed log-probability in nats, float64 ``[G, D]``, and number of predicted tokens ``[D]`` of each document."""
+    logp_GxD, n_D = np.zeros((scorer.n_seeds, len(documents))), np.zeros(len(documents), np.int64)
+    forward = _compiled_forward(scorer.model, scorer.n_seeds, scorer.mesh, ("logp",))
+    for batch, placement in document_batches(documents, scorer.length, scorer.pad_id, scorer.rows):
+        logps_GxRxT, _ = forward(scorer.params, batch)
+        document_N = placement.option_RxT.reshape(-1)
+        scored_N = document_N >= 0
+        n_D += np.bincount(document_N[scored_N], minlength=len(documents))
+        for seed, logps_RxT in enumerate(np.asarray(logps_GxRxT)):
+            values = logps_RxT.reshape(-1)[scored_N].astype(np.float64)
+            logp_GxD[seed] += np.bincount(document_N[scored_N], values, len(documents))
+    return logp_GxD, n_D
+
+
+def right(margins: np.ndarray) -> np.ndarray:
+    """1 where the good side wins, 0 where the bad one does, 0.5 for a tie."""
+    return np.where(margins == 0, 0.5, margins > 0)
+
+
+def pm_loss(margins: np.ndarray) -> np.ndarray:
+    """Eq. 3.1 of each pair from its reward margin, float64."""
+    return np.logaddexp(0.0, -margins.astype(np.float64))
+
+
+def pair_items(
+    scores: PairScores, pairs: Sequence[TokenizedPair], seeds: Sequence[int], **where: str
+) -> list[dict[str, Any]]:
+    """One record for each pair, side and seed; ``where`` gives task, split and selection."""
+    records = []
+    for g, seed in enumerate(seeds):
+        for p, pair in enumerate(pairs):
+            for side, option in enumerate(("good", "bad")):
+                record = {
+                    **where, "seed": seed, "item_id": pair.id, "group_id": pair.group, "option": option,
+                    "n_tokens": int(scores.n_tokens_Px2[p, side]), "n_bytes": pair.n_bytes[side],
+                }  # fmt: skip
+                if scores.logp_sum_GxPx2 is not None:
+                    record["logp_sum"] = float(scores.logp_sum_GxPx2[g, p, side])
+                reward = None if scores.reward_GxPx2 is None else float(scores.reward_GxPx2[g, p, side])
+                records.append(record | {"reward": reward, "label": 1 - side})
+    return records
+
+
+def pair_rows(scores: PairScores, seeds: Sequence[int], selection: str, rankers: Sequence[str]) -> list[dict[str, Any]]:
+    """Accuracy (with its Wilson interval over items) and, of rewards, PM loss: one row a seed, ranker and metric."""
+    suffix = "_final" if selection == "final" else ""
+    rows = []
+    for ranker in rankers:
+        margins_GxP = scores.margins(ranker)
+        for seed, margins_P in zip(seeds, margins_GxP, strict=True):
+            n = len(margins_P)
+            correct = float(right(margins_P).sum())
+            lo, hi = stats.wilson(correct, n)
+            base = {"ranker": ranker, "seed": seed, "n_items": n}
+            rows.append(base | {"metric": f"accuracy{suffix}", "value": correct / n, "lo": lo, "hi": hi})
+            if ranker == "reward":
+                rows.append(base | {"metric": f"pm_loss{suffix}", "value": float(pm_loss(margins_P).mean())})
+    return rows
+
+
+def main(_: Sequence[str]) -> None:
+    from hhh_jax import run
+
+    for row in run.recompute_rows(FLAGS.checkpoint, FLAGS.task, FLAGS.split, FLAGS.selection):
+        print(json.dumps(row))
+
+
+FLAGS = flags.FLAGS
+if __name__ == "__main__":
+    flags.DEFINE_string("checkpoint", None, "Directory of a finished run.", required=True)
+    flags.DEFINE_string("task", "", "Task or file of pairs to evaluate on; the run's own if not given.")
+    flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which part of it.")
+    flags.DEFINE_enum("selection", "best", ["best", "final"], "Parameters chosen on validation, or the last step's.")
+    app.run(main)

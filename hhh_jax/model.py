@@ -1,0 +1,284 @@
+"""The decoder-only transformer of the paper's ladder, as a pure function, with its size and FLOP arithmetic.
+
+One dial, ``n_layer``: ``d_model = aspect * n_layer`` and ``d_ff = 4 * d_model`` (paper, section 1.2 and appendix A).
+What the paper leaves open, and what is chosen here (each is a field of `ModelConfig`):
+
+* positions: rotary over the whole head. They are relative, so packed documents need no position table, and GPT-NeoX
+  checkpoints can become rungs; ``learned`` gives GPT-3's table.
+* residual form: sequential, as in GPT-3; ``parallel`` gives GPT-NeoX's.
+* norm: pre-LayerNorm with GELU and biases, as in GPT-3 and GPT-NeoX; ``rmsnorm`` and ``biases=False`` are the
+  usual alternatives.
+* head size: 128 on the paper's ladder (what TPU attention kernels ask for), 32 on the CPU ladder.
+* embeddings: input and output matrices are separate, as in GPT-NeoX.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Params = dict[str, Any]
+
+PAPER_LADDER = {
+    "0.2m": 1, "1.6m": 2, "5.3m": 3, "13m": 4, "42m": 6, "197m": 10, "810m": 16, "2.7b": 24, "13b": 40, "52b": 64
+}  # fmt: skip
+"""Rungs of the paper's ladder (aspect and head size 128) by name: number of layers. Table 1 has the last seven."""
+
+CPU_LADDER = {"12k": 1, "98k": 2, "332k": 3, "786k": 4, "2.7m": 6}
+"""The same rule with aspect and head size 32."""
+
+PAPER_TOKENS = 4e11
+"""Tokens that every model of the paper was pretrained on (section 1.2)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape and form of one model.
+
+    Attributes:
+      n_layer: the dial; ``d_model = aspect * n_layer``.
+      aspect: width per layer; 128 on the paper's ladder, 32 on the CPU ladder.
+      head_dim: size of one attention head; must divide ``d_model``.
+      vocab_size: rows of the embedding and of the LM head.
+      positions: ``rotary`` or ``learned``.
+      rotary_fraction: share of each head that is rotated (GPT-NeoX: 0.25).
+      rotary_base: longest wavelength is about ``2 pi * rotary_base`` positions.
+      max_positions: rows of the position table; used by ``learned`` only.
+      residual: ``sequential`` or ``parallel`` (attention and MLP read the same input).
+      norm: ``layernorm`` or ``rmsnorm``.
+      biases: whether linear layers and norms add one.
+      dtype: compute dtype; parameters, logits, rewards and losses are always float32.
+      remat: ``none``, ``full`` (keep block inputs only) or ``dots`` (keep matmul outputs too).
+      unroll: layers per iteration of the scan over layers; never changes the parameter tree.
+    """
+
+    n_layer: int
+    aspect: int = 128
+    head_dim: int = 128
+    vocab_size: int = 65536
+    positions: str = "rotary"
+    rotary_fraction: float = 1.0
+    rotary_base: float = 10000.0
+    max_positions: int = 8192
+    residual: str = "sequential"
+    norm: str = "layernorm"
+    biases: bool = True
+    dtype: str = "bfloat16"
+    remat: str = "none"
+    unroll: int = 1
+
+    @property
+    def d_model(self) -> int:
+        return self.aspect * self.n_layer
+
+    @property
+    def d_ff(self) -> int:
+        return 4 * self.d_model
+
+    @property
+    def n_head(self) -> int:
+        return self.d_model // self.head_dim
+
+
+def attention_mask(segment_ids_BxT: jax.Array, branch_ids_BxT: jax.Array, positions_BxT: jax.Array) -> jax.Array:
+    """Which keys a query sees: same segment, position not after its own, and the key's branch is 0 or the query's.
+
+    Branch 0 is what the branches of a segment share (the context of a pair); branches never see each other.
+
+    Returns:
+      bool ``[B, T, T]``, queries before keys.
+    """
+    same_segment = segment_ids_BxT[:, :, None] == segment_ids_BxT[:, None, :]
+    not_after = positions_BxT[:, :, None] >= positions_BxT[:, None, :]
+    key_branch = branch_ids_BxT[:, None, :]
+    visible_branch = (key_branch == 0) | (key_branch == branch_ids_BxT[:, :, None])
+    return same_segment & not_after & visible_branch
+
+
+def attention(q_BxTxHxK: jax.Array, k_BxTxHxK: jax.Array, v_BxTxHxK: jax.Array, mask_BxTxT: jax.Array) -> jax.Array:
+    """Softmax attention with scores and softmax in float32; returns ``[B, T, H, K]`` in the dtype of ``v``."""
+    head_dim = q_BxTxHxK.shape[-1]
+    scores_BxHxTxT = jnp.einsum("bqhk,bshk->bhqs", q_BxTxHxK, k_BxTxHxK, preferred_element_type=jnp.float32)
+    scores_BxHxTxT = jnp.where(mask_BxTxT[:, None], scores_BxHxTxT / math.sqrt(head_dim), -1e30)
+    weights_BxHxTxT = jax.nn.softmax(scores_BxHxTxT, axis=-1).astype(v_BxTxHxK.dtype)
+    return jnp.einsum("bhqs,bshk->bqhk", weights_BxHxTxT, v_BxTxHxK)
+
+
+def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, fraction: float, base: float) -> jax.Array:
+    """Rotary position embedding on the first ``fraction`` of each head (halves rotated against each other, as GPT-NeoX)."""
+    rotated_dim = int(x_BxTxHxK.shape[-1] * fraction) // 2 * 2
+    inverse_frequency = base ** (-jnp.arange(0, rotated_dim, 2, dtype=jnp.float32) / rotated_dim)
+    angles_BxTx1xF = (positions_BxT[..., None].astype(jnp.float32) * inverse_frequency)[:, :, None, :]
+    cos, sin = jnp.cos(angles_BxTx1xF), jnp.sin(angles_BxTx1xF)
+    x1, x2 = jnp.split(x_BxTxHxK[..., :rotated_dim].astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x_BxTxHxK.dtype)
+    return jnp.concatenate([rotated, x_BxTxHxK[..., rotated_dim:]], axis=-1)
+
+
+class Linear(nn.Module):
+    """``x @ kernel + bias`` with the matmul in two dimensions, which XLA's CPU backend runs twice as fast."""
+
+    features: int
+    use_bias: bool
+    dtype: jnp.dtype
+    init_scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x_BxTxI: jax.Array) -> jax.Array:
+        d_in = x_BxTxI.shape[-1]
+        init = nn.initializers.normal(self.init_scale / math.sqrt(d_in))
+        kernel_IxO = self.param("kernel", init, (d_in, self.features), jnp.float32)
+        y = x_BxTxI.reshape(-1, d_in).astype(self.dtype) @ kernel_IxO.astype(self.dtype)
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+        return y.reshape(*x_BxTxI.shape[:-1], self.features)
+
+
+def _norm(config: ModelConfig, name: str) -> nn.Module:
+    if config.norm == "layernorm":
+        return nn.LayerNorm(epsilon=1e-5, use_bias=config.biases, dtype=config.dtype, name=name)
+    return nn.RMSNorm(epsilon=1e-5, dtype=config.dtype, name=name)
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each behind a norm and added to the residual stream."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BxTxD: jax.Array, positions_BxT: jax.Array, mask_BxTxT: jax.Array) -> tuple[jax.Array, None]:
+        c = self.config
+        dtype = jnp.dtype(c.dtype)
+        # Projections into the residual stream start smaller, so that its variance at initialization is the depth's no more.
+        residual_scale = 1 / math.sqrt(2 * c.n_layer)
+
+        def linear(features: int, name: str, init_scale: float = 1.0) -> Linear:
+            return Linear(features, c.biases, dtype, init_scale, name=name)
+
+        y_BxTxD = _norm(c, "attention_norm")(x_BxTxD)
+        heads = (*y_BxTxD.shape[:2], c.n_head, c.head_dim)
+        q, k, v = (linear(c.d_model, name)(y_BxTxD).reshape(heads) for name in ("query", "key", "value"))
+        if c.positions == "rotary":
+            q = rotate(q, positions_BxT, c.rotary_fraction, c.rotary_base)
+            k = rotate(k, positions_BxT, c.rotary_fraction, c.rotary_base)
+        attended_BxTxD = attention(q, k, v, mask_BxTxT).reshape(y_BxTxD.shape)
+        attended_BxTxD = linear(c.d_model, "attention_out", residual_scale)(attended_BxTxD)
+
+        z_BxTxD = _norm(c, "mlp_norm")(x_BxTxD if c.residual == "parallel" else x_BxTxD + attended_BxTxD)
+        h_BxTxF = nn.gelu(linear(c.d_ff, "mlp_in")(z_BxTxD), approximate=False)
+        return x_BxTxD + attended_BxTxD + linear(c.d_model, "mlp_out", residual_scale)(h_BxTxF), None
+
+
+class Transformer(nn.Module):
+    """Tokens to hidden states; the heads are the separate functions `lm_logits` and `rewards`."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, tokens_BxT: jax.Array, segment_ids_BxT: jax.Array, branch_ids_BxT: jax.Array, positions_BxT: jax.Array
+    ) -> jax.Array:
+        """Returns hidden states ``[B, T, D]`` after the last norm, in the compute dtype."""
+        c = self.config
+        init = nn.initializers.normal(0.02)
+        embedding_VxD = self.param("embedding", init, (c.vocab_size, c.d_model), jnp.float32)
+        x_BxTxD = embedding_VxD.astype(c.dtype)[tokens_BxT]
+        if c.positions == "learned":
+            table_PxD = self.param("position_embedding", init, (c.max_positions, c.d_model), jnp.float32)
+            x_BxTxD += table_PxD.astype(c.dtype)[positions_BxT]
+        mask_BxTxT = attention_mask(segment_ids_BxT, branch_ids_BxT, positions_BxT)
+        block: Any = Block
+        if c.remat != "none":
+            policy = None if c.remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            block = nn.remat(Block, prevent_cse=False, policy=policy)
+        blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=c.n_layer,
+            unroll=c.unroll,
+        )
+        x_BxTxD, _ = blocks(c, name="blocks")(x_BxTxD, positions_BxT, mask_BxTxT)
+        return _norm(c, "final_norm")(x_BxTxD)
+
+
+def init_params(config: ModelConfig, key: jax.Array, score_head: bool) -> Params:
+    """Float32 parameters: ``transformer`` (blocks stacked by layer), ``lm_head`` and, if asked for, ``score_head``.
+
+    The score head starts small but not at zero: at zero every pair would tie until the first update.
+    """
+    trunk_key, lm_key, score_key = jax.random.split(key, 3)
+    dummy_1x1 = jnp.zeros((1, 1), jnp.int32)
+    trunk = Transformer(config).init(trunk_key, dummy_1x1, dummy_1x1, dummy_1x1, dummy_1x1)["params"]
+    d, vocab = config.d_model, config.vocab_size
+    params = {"transformer": trunk, "lm_head": {"kernel": jax.random.normal(lm_key, (d, vocab)) / math.sqrt(d)}}
+    if score_head:
+        params["score_head"] = init_score_head(config, score_key)
+    return params
+
+
+def init_score_head(config: ModelConfig, key: jax.Array) -> Params:
+    """A fresh scalar head: ``kernel`` ``[D]`` with a standard deviation of ``0.1 / sqrt(D)``, ``bias`` ``[]``."""
+    kernel_D = 0.1 * jax.random.normal(key, (config.d_model,)) / math.sqrt(config.d_model)
+    return {"kernel": kernel_D, "bias": jnp.zeros(())}
+
+
+def hidden_states(config: ModelConfig, params: Params, tokens, segment_ids, branch_ids, positions) -> jax.Array:
+    """The transformer applied: int32 ``[B, T]`` each to hidden states ``[B, T, D]`` in the compute dtype."""
+    return Transformer(config).apply({"params": params["transformer"]}, tokens, segment_ids, branch_ids, positions)
+
+
+def lm_logits(params: Params, hidden_NxD: jax.Array) -> jax.Array:
+    """Next-token logits, float32 ``[N, V]``, of hidden states ``[N, D]``."""
+    kernel_DxV = params["lm_head"]["kernel"].astype(hidden_NxD.dtype)
+    return jnp.dot(hidden_NxD, kernel_DxV, preferred_element_type=jnp.float32)
+
+
+def rewards(params: Params, hidden_xD: jax.Array) -> jax.Array:
+    """Scalar scores, float32 ``[...]``, of hidden states ``[..., D]`` (section 3: the value head)."""
+    head = params["score_head"]
+    return hidden_xD.astype(jnp.float32) @ head["kernel"] + head["bias"]
+
+
+def abstract_params(config: ModelConfig, score_head: bool = False) -> Params:
+    """The parameter tree as shapes, without making an array; any rung, on any machine."""
+    return jax.eval_shape(lambda key: init_params(config, key, score_head), jax.random.key(0))
+
+
+def count_params(config: ModelConfig) -> dict[str, int]:
+    """Parameters of the real tree by kind.
+
+    Returns:
+      ``n`` (the matrices of the blocks, ``12 * n_layer * d_model**2``: the paper's "number of parameters"),
+      ``gains_and_biases``, ``embeddings`` (input, positions and LM head), and ``total``.
+    """
+    counts = {"n": 0, "gains_and_biases": 0, "embeddings": 0}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_params(config)):
+        names = [key.key for key in path]
+        if "blocks" in names and names[-1] == "kernel":
+            counts["n"] += leaf.size
+        elif names[-1] in ("embedding", "position_embedding") or "lm_head" in names:
+            counts["embeddings"] += leaf.size
+        else:
+            counts["gains_and_biases"] += leaf.size
+    return counts | {"total": sum(counts.values())}
+
+
+def paper_flops(config: ModelConfig, tokens: float = PAPER_TOKENS) -> float:
+    """Training FLOPs by the paper's convention (table 1): ``6 * N * tokens``, without embeddings and attention."""
+    return 6.0 * count_params(config)["n"] * tokens
+
+
+def executed_flops_per_token(config: ModelConfig, length: int) -> float:
+    """Multiply-adds times two that a training step really executes for a token, forward and backward.
+
+    Matrices of the blocks and the LM head, and attention over full rows of ``length`` tokens (masked scores are
+    computed too). Recomputation by remat is not counted.
+    """
+    n = count_params(config)["n"]
+    head = config.d_model * config.vocab_size
+    return 6.0 * (n + head) + 12.0 * config.n_layer * config.d_model * length

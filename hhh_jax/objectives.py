@@ -1,0 +1,181 @@
+"""Every loss of the paper, pure.
+
+The array functions at the top are the losses themselves. An *objective* sums them over a batch: each of its terms is
+a coefficient, a sum and a weight, never a mean, so that accumulating microbatches with ragged masks equals the large
+batch: ``loss = sum over terms of coefficient * (sum over the global batch) / (weight of the global batch)``.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hhh_jax.data.packing import Batch
+from hhh_jax.model import Params, lm_logits, rewards
+
+
+def token_logps(logits_NxV: jax.Array, targets_N: jax.Array) -> jax.Array:
+    """Log-probability in nats of each target, float32 ``[N]``."""
+    target_logits_N = jnp.take_along_axis(logits_NxV, targets_N[:, None], axis=-1)[:, 0]
+    return target_logits_N - jax.nn.logsumexp(logits_NxV, axis=-1)
+
+
+def preference_loss(reward_good: jax.Array, reward_bad: jax.Array) -> jax.Array:
+    """Eq. 3.1, ``log(1 + exp(r_bad - r_good))`` of each pair, in float32; overflows for no difference."""
+    return jax.nn.softplus(reward_bad.astype(jnp.float32) - reward_good.astype(jnp.float32))
+
+
+def discriminator_loss(logits: jax.Array, is_human: jax.Array) -> jax.Array:
+    """Appendix D: binary cross-entropy of each token; ``is_human`` is 1 for a human's token and 0 for a model's."""
+    return jax.nn.softplus(logits) - is_human * logits
+
+
+def distillation_kl(logits_NxV: jax.Array, teacher_ids_NxK: jax.Array, teacher_logps_NxK: jax.Array) -> jax.Array:
+    """Eq. 2.1 on ``k + 1`` categories: ``KL(teacher || student)`` in nats for each token, float32 ``[N]``.
+
+    The categories are the teacher's top ``k`` tokens and, as the last one, all others together (appendix B.5).
+    Both sides have the tail category, so the divergence is never negative; at ``k = V`` it is the full KL.
+
+    Args:
+      logits_NxV: the student's logits.
+      teacher_ids_NxK: int32 ids of the teacher's most probable tokens, distinct within a row.
+      teacher_logps_NxK: their log-probabilities under the teacher.
+    """
+    log_z_N = jax.nn.logsumexp(logits_NxV, axis=-1)
+    student_NxK = jnp.take_along_axis(logits_NxV, teacher_ids_NxK, axis=-1) - log_z_N[:, None]
+    rows_Nx1 = jnp.arange(logits_NxV.shape[0])[:, None]
+    rest_NxV = logits_NxV.at[rows_Nx1, teacher_ids_NxK].set(-jnp.inf)
+    has_rest = logits_NxV.shape[-1] > teacher_ids_NxK.shape[-1]
+    teacher_tail_N = jnp.clip(1.0 - jnp.exp(teacher_logps_NxK).sum(-1), 0.0, 1.0) if has_rest else 0.0
+    student_tail_N = jax.nn.logsumexp(rest_NxV, axis=-1) - log_z_N if has_rest else 0.0
+    # x log x is 0 at 0, and its logarithm must not be evaluated there.
+    teacher_log_tail_N = jnp.log(jnp.where(teacher_tail_N > 0, teacher_tail_N, 1.0))
+    top_N = (jnp.exp(teacher_logps_NxK) * (teacher_logps_NxK - student_NxK)).sum(-1)
+    return top_N + jnp.where(teacher_tail_N > 0, teacher_tail_N * (teacher_log_tail_N - student_tail_N), 0.0)
+
+
+class Outputs:
+    """What the heads say of a batch, computed when asked for: a head that no term needs costs nothing.
+
+    Args:
+      params: the model's parameters.
+      hidden_RxTxD: hidden states of the batch.
+      batch: the batch they belong to.
+    """
+
+    def __init__(self, params: Params, hidden_RxTxD: jax.Array, batch: Batch):
+        self.params, self.hidden_RxTxD, self.batch = params, hidden_RxTxD, batch
+        self._logits_NxV: jax.Array | None = None
+
+    @property
+    def logits_NxV(self) -> jax.Array:
+        """Float32 next-token logits of all ``N = R * T`` tokens."""
+        if self._logits_NxV is None:
+            self._logits_NxV = lm_logits(self.params, self.hidden_RxTxD.reshape(-1, self.hidden_RxTxD.shape[-1]))
+        return self._logits_NxV
+
+    def target_logps(self) -> jax.Array:
+        """Log-probability of each token's target, float32 ``[R, T]``; meaningless where no mask is set."""
+        return token_logps(self.logits_NxV, self.batch.targets.reshape(-1)).reshape(self.batch.targets.shape)
+
+    def pair_rewards(self) -> tuple[jax.Array, jax.Array]:
+        """Rewards of the good and the bad side of each pair, float32 ``[R, S]`` each; zeros in empty slots."""
+        positions_RxSx2 = self.batch.score_positions
+        r, s, _ = positions_RxSx2.shape
+        hidden_RxSx2xD = jnp.take_along_axis(
+            self.hidden_RxTxD, positions_RxSx2.reshape(r, s * 2)[:, :, None], axis=1
+        ).reshape(r, s, 2, -1)
+        rewards_RxSx2 = rewards(self.params, hidden_RxSx2xD)
+        return rewards_RxSx2[..., 0], rewards_RxSx2[..., 1]
+
+
+class Term(NamedTuple):
+    """One term of an objective: ``coefficient * sum(outputs, batch) / weight(batch)``.
+
+    ``sum`` also returns the metrics that come for free as ``{name: sum}``, which share the term's weight.
+    """
+
+    coefficient: float
+    weight: Callable[[Batch], jax.Array]
+    sum: Callable[[Outputs, Batch], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+Objective = dict[str, Term]
+
+
+def _masked_nll(mask: Callable[[Batch], jax.Array]) -> tuple[Callable, Callable]:
+    def total(outputs: Outputs, batch: Batch):
+        return -(outputs.target_logps() * mask(batch)).sum(), {}
+
+    return lambda batch: mask(batch).sum(dtype=jnp.float32), total
+
+
+def language_modeling(coefficient: float = 1.0) -> Objective:
+    """Next-token loss per token over whole documents, or over the whole good sequence of pairs (C.3: unmasked)."""
+    weight, total = _masked_nll(lambda batch: batch.loss_mask)
+    return {"lm": Term(coefficient, weight, total)}
+
+
+def imitation() -> Objective:
+    """Language modeling on the good sequence's response tokens, end-of-context included (section 3)."""
+    weight, total = _masked_nll(lambda batch: batch.loss_mask & batch.response_mask)
+    return {"imitation": Term(1.0, weight, total)}
+
+
+def preference(pm_coefficient: float, lm_coefficient: float) -> Objective:
+    """``lambda * L_PM + mu * L_LM(good)`` (C.1): L_PM per pair, L_LM per token of the whole good sequence.
+
+    Ranked preferences, binary discrimination and binarized PMP differ in how their pairs are built, not here.
+    """
+
+    def total(outputs: Outputs, batch: Batch):
+        good_RxS, bad_RxS = outputs.pair_rewards()
+        right_RxS = (good_RxS > bad_RxS) + 0.5 * (good_RxS == bad_RxS)
+        loss_RxS = preference_loss(good_RxS, bad_RxS)
+        return (loss_RxS * batch.pair_mask).sum(), {"accuracy": (right_RxS * batch.pair_mask).sum()}
+
+    pm = Term(pm_coefficient, lambda batch: batch.pair_mask.sum(dtype=jnp.float32), total)
+    return {"pm": pm} | (language_modeling(lm_coefficient) if lm_coefficient else {})
+
+
+def distillation() -> Objective:
+    """The ``(k + 1)``-way KL per token against a stored teacher (eq. 2.1, B.5)."""
+
+    def total(outputs: Outputs, batch: Batch):
+        ids_NxK = batch.teacher_ids.reshape(-1, batch.teacher_ids.shape[-1])
+        logps_NxK = batch.teacher_logps.reshape(ids_NxK.shape)
+        kl_N = distillation_kl(outputs.logits_NxV, ids_NxK, logps_NxK)
+        return (kl_N * batch.loss_mask.reshape(-1)).sum(), {}
+
+    return {"distillation": Term(1.0, lambda batch: batch.loss_mask.sum(dtype=jnp.float32), total)}
+
+
+def discriminator() -> Objective:
+    """Human or model, for each token of ``loss_mask`` (appendix D); the score head gives the logit of "human"."""
+
+    def total(outputs: Outputs, batch: Batch):
+        logits_RxT = rewards(outputs.params, outputs.hidden_RxTxD)
+        right_RxT = (logits_RxT > 0) == (batch.is_human > 0)
+        loss = (discriminator_loss(logits_RxT, batch.is_human) * batch.loss_mask).sum()
+        return loss, {"accuracy": (right_RxT * batch.loss_mask).sum()}
+
+    return {"discriminator": Term(1.0, lambda batch: batch.loss_mask.sum(dtype=jnp.float32), total)}
+
+
+def needs_score_head(name: str) -> bool:
+    """Whether models of this objective have a scalar score head."""
+    return name in ("preference", "discriminator")
+
+
+def make_objective(name: str, lam: float = 1.0, mu: float = 1.0) -> Objective:
+    """The objective of a config's ``objective`` section; ``lam`` and ``mu`` belong to ``preference``."""
+    if name == "preference":
+        return preference(lam, mu)
+    makers = {
+        "lm": language_modeling,
+        "imitation": imitation,
+        "distillation": distillation,
+        "discriminator": discriminator,
+    }
+    return makers[name]()

@@ -1,0 +1,243 @@
+"""The one training step that all objectives share, and how its programs are compiled.
+
+A state always begins with a seeds axis ``[G, ...]``: runs of one config that differ in their seed alone train together
+in one program, one after the other within a step. With one seed the axis is dropped and put back at no cost.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from hhh_jax import objectives, optim, sharding
+from hhh_jax.data.packing import Batch
+from hhh_jax.model import ModelConfig, Params, hidden_states, init_params
+
+State = dict[str, Any]
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """All that a compiled step depends on besides the shapes of its batch; learning rate, task and seed are data.
+
+    Attributes:
+      model: the model.
+      objective: ``lm``, ``imitation``, ``preference``, ``distillation`` or ``discriminator``.
+      lam, mu: coefficients of the PM and the LM term of ``preference``.
+      b1, b2, eps, weight_decay, clip: of AdamW; ``clip`` 0 doesn't clip.
+      accumulate: microbatches that a batch's rows are cut into.
+      n_seeds: size ``G`` of the seeds axis.
+      select: whether the state carries the best parameters so far by validation, ``best``.
+      mesh: where it runs.
+    """
+
+    model: ModelConfig
+    objective: str
+    lam: float
+    mu: float
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip: float
+    accumulate: int
+    n_seeds: int
+    select: bool
+    mesh: Mesh
+
+    @property
+    def score_head(self) -> bool:
+        return objectives.needs_score_head(self.objective)
+
+    def optimizer(self) -> optax.GradientTransformation:
+        return optim.make_optimizer(self.b1, self.b2, self.eps, self.weight_decay, self.clip)
+
+
+def over_seeds(fn: Callable, n_seeds: int) -> Callable:
+    """``fn`` mapped over the leading axis of all its arguments, one seed at a time."""
+    if n_seeds > 1:
+        return lambda *args: jax.lax.map(lambda args: fn(*args), args)
+
+    def single(*args: Any) -> Any:
+        return jax.tree.map(lambda x: x[None], fn(*jax.tree.map(lambda x: x[0], args)))
+
+    return single
+
+
+def microbatches(batch: Batch, accumulate: int) -> Batch:
+    """``[R, ...]`` to ``[accumulate, R / accumulate, ...]``; rows are dealt in turn, so that shards stay where they are."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1), batch)
+
+
+def batch_loss(
+    config: StepConfig, params: Params, batch: Batch, weights: dict[str, jax.Array]
+) -> tuple[dict[str, jax.Array], Metrics]:
+    """The terms of the objective on a batch, or on one microbatch of it.
+
+    Args:
+      weights: each term's weight over the whole global batch.
+
+    Returns:
+      ``{term: coefficient * sum / weight}``, whose values add up to the loss, and the metrics ``{name: sum / weight}``
+      (the term itself without its coefficient under ``<term>_loss``); both add up over microbatches.
+    """
+    hidden_RxTxD = hidden_states(
+        config.model, params, batch.tokens, batch.segment_ids, batch.branch_ids, batch.positions
+    )
+    outputs = objectives.Outputs(params, hidden_RxTxD, batch)
+    terms, metrics = {}, {}
+    for name, term in objectives.make_objective(config.objective, config.lam, config.mu).items():
+        total, extra = term.sum(outputs, batch)
+        terms[name] = term.coefficient * total / weights[name]
+        metrics[f"{name}_loss"] = total / weights[name]
+        metrics |= {key: value / weights[name] for key, value in extra.items()}
+    return terms, metrics
+
+
+def batch_gradients(
+    config: StepConfig, params: Params, batch: Batch, apart: bool
+) -> tuple[dict[str, Params], dict[str, jax.Array], Metrics]:
+    """Gradients of the loss over the batch, accumulated over its microbatches.
+
+    Args:
+      apart: whether to take each term's gradient by itself, which costs one backward pass a term.
+
+    Returns:
+      ``{"loss": gradient}``, or ``{term: gradient}`` if ``apart``; the terms; the metrics.
+    """
+    objective = objectives.make_objective(config.objective, config.lam, config.mu)
+    weights = {name: jnp.maximum(term.weight(batch), 1.0) for name, term in objective.items()}
+    chosen = {name: (name,) for name in objective} if apart else {"loss": tuple(objective)}
+
+    def gradients(micro: Batch):
+        def loss(params: Params):
+            terms, metrics = batch_loss(config, params, micro, weights)
+            return {key: sum(terms[name] for name in names) for key, names in chosen.items()}, (terms, metrics)
+
+        losses, pullback, (terms, metrics) = jax.vjp(loss, params, has_aux=True)
+        one = {key: {k: jnp.float32(k == key) for k in losses} for key in losses}
+        return {key: pullback(one[key])[0] for key in losses}, terms, metrics
+
+    if config.accumulate == 1:
+        return gradients(batch)
+    micros = microbatches(batch, config.accumulate)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], micros)))
+
+    def add(total: Any, micro: Batch):
+        return jax.tree.map(jnp.add, total, gradients(micro)), None
+
+    return jax.lax.scan(add, zeros, micros)[0]
+
+
+def train_step(config: StepConfig, term_norms: bool, state: State, batch: Batch, lr: jax.Array) -> tuple[State, Metrics]:
+    """One update of one seed's state.
+
+    Args:
+      term_norms: whether to record the gradient norm of each term, ``<term>_grad_norm``, before clipping.
+      state: ``params``, ``opt_state`` and, untouched here, ``best``.
+      lr: learning rate of this update, float32 scalar.
+
+    Returns:
+      The new state and the metrics: ``loss``, ``<term>_loss``, ``grad_norm`` (before clipping) and what the objective adds.
+    """
+    gradients, terms, metrics = batch_gradients(config, state["params"], batch, term_norms and len_terms(config) > 1)
+    total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), gradients.values())
+    norm = optax.global_norm(total)
+    updates, opt_state = config.optimizer().update(total, state["opt_state"], state["params"])
+    params = jax.tree.map(lambda p, u: p + lr * u, state["params"], updates)
+    metrics |= {"loss": sum(terms.values()), "grad_norm": norm}
+    if len(gradients) > 1:
+        metrics |= {f"{name}_grad_norm": optax.global_norm(gradient) for name, gradient in gradients.items()}
+    return state | {"params": params, "opt_state": opt_state}, metrics
+
+
+def len_terms(config: StepConfig) -> int:
+    """Number of terms of the objective."""
+    return len(objectives.make_objective(config.objective, config.lam, config.mu))
+
+
+@functools.lru_cache(maxsize=32)
+def compiled_step(config: StepConfig, term_norms: bool) -> Callable[[State, Batch, Any], tuple[State, Metrics]]:
+    """``(state [G, ...], batch [G, R, ...], lr [G]) -> (state, metrics [G])``, jitted over the mesh; donates the state."""
+    step = over_seeds(functools.partial(train_step, config, term_norms), config.n_seeds)
+    shardings = sharding.state_shardings(abstract_state(config), config.mesh)
+    everywhere = sharding.replicated(config.mesh)
+    return jax.jit(
+        step,
+        in_shardings=(shardings, sharding.batch_sharding(config.mesh), everywhere),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+    )
+
+
+def new_state(config: StepConfig, key: jax.Array) -> State:
+    """One seed's state at initialization."""
+    params = init_params(config.model, key, config.score_head)
+    return state_of(config, params)
+
+
+def state_of(config: StepConfig, params: Params) -> State:
+    """One seed's state before the first update of ``params``."""
+    state: State = {"params": params, "opt_state": config.optimizer().init(params)}
+    if config.select:
+        state["best"] = {"params": params, "value": jnp.float32(-jnp.inf), "step": jnp.int32(0)}
+    return state
+
+
+def abstract_state(config: StepConfig) -> State:
+    """The state of all seeds as shapes."""
+    single = jax.eval_shape(functools.partial(new_state, config), jax.random.key(0))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((config.n_seeds, *x.shape), x.dtype), single)
+
+
+def sharded_abstract_state(config: StepConfig) -> State:
+    """`abstract_state` with the shardings that the step takes, which is what a checkpoint is restored onto."""
+    shape = abstract_state(config)
+    shardings = sharding.state_shardings(shape, config.mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shape, shardings)
+
+
+def init_state(config: StepConfig, seeds: tuple[int, ...], params: Params | None = None) -> State:
+    """The state of all seeds, created on the mesh.
+
+    Args:
+      seeds: one integer a seed.
+      params: parameters ``[G, ...]`` of an earlier stage to start from; None initializes them all. A score head that
+        `params` lacks and the objective needs is initialized from the seed.
+    """
+    shardings = sharding.state_shardings(abstract_state(config), config.mesh)
+    keys_G = jnp.stack([jax.random.key_data(jax.random.key(seed)) for seed in seeds])
+
+    def start(key_data: jax.Array, params: Params | None) -> State:
+        fresh = init_params(config.model, jax.random.wrap_key_data(key_data), config.score_head)
+        return state_of(config, fresh if params is None else fresh | params)
+
+    make = over_seeds(start, len(seeds)) if params is not None else over_seeds(lambda k: start(k, None), len(seeds))
+    args = (keys_G,) if params is None else (keys_G, params)
+    return jax.jit(make, out_shardings=shardings)(*args)
+
+
+@functools.lru_cache(maxsize=32)
+def compiled_selection(config: StepConfig) -> Callable[[State, Any, Any], State]:
+    """``(state, value [G], step) -> state`` whose ``best`` is replaced where ``value`` is higher (ties keep the earlier)."""
+
+    def select(state: State, value_G: jax.Array, step: jax.Array) -> State:
+        better_G = value_G > state["best"]["value"]
+
+        def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(better_G.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+        new = {"params": state["params"], "value": value_G, "step": jnp.full_like(state["best"]["step"], step)}
+        return state | {"best": jax.tree.map(choose, new, state["best"])}
+
+    shardings = sharding.state_shardings(abstract_state(config), config.mesh)
+    everywhere = sharding.replicated(config.mesh)
+    return jax.jit(
+        select, in_shardings=(shardings, everywhere, everywhere), out_shardings=shardings, donate_argnums=0
+    )
