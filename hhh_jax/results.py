@@ -151,23 +151,23 @@ def read_items(run_dir: str | os.PathLike, task: str, split: str, selection: str
     """
     path = Path(run_dir) / "items.jsonl"
     what = f"{path}: task={task} split={split} selection={selection} ranker={ranker}"
-    sides = _records(path).get((task, split, selection), {})
-    if ranker in sides:
-        seeds, ids, groups, values_SxIx4 = _grid(what, sides[ranker])
-        return Items(seeds, ids, groups, values_SxIx4[..., _CORRECT])
-    if ranker not in ("reward", "mean_logp") or not {"good", "bad"} <= set(sides):
+    records = _records(path)
+    if baseline := records.get((task, split, selection, ranker)):
+        seeds, ids, groups, correct_SxI = _grid(what, baseline, "correct")
+        return Items(seeds, ids, groups, correct_SxI)
+    sides = [records.get((task, split, selection, option), []) for option in ("good", "bad")]
+    if ranker not in ("reward", "mean_logp") or not all(sides):
         raise UserError(f"{what}: no such records")
-    seeds, ids, groups, good_SxIx4 = _grid(what, sides["good"])
-    bad_seeds, bad_ids, _, bad_SxIx4 = _grid(what, sides["bad"])
-    if (seeds, ids) != (bad_seeds, bad_ids):
+    good, bad = (_grid(what, side, "reward" if ranker == "reward" else "logp_sum") for side in sides)
+    if good[:2] != bad[:2]:
         raise UserError(f"{what}: an item has one side only")
-    good_SxI, bad_SxI = (
-        side[..., _REWARD] if ranker == "reward" else side[..., _LOGP] / side[..., _TOKENS]
-        for side in (good_SxIx4, bad_SxIx4)
-    )
-    if np.isnan(good_SxI).any() or np.isnan(bad_SxI).any():
-        raise UserError(f"{what}: an item has no score")
-    return Items(seeds, ids, groups, np.where(good_SxI == bad_SxI, 0.5, good_SxI > bad_SxI))
+    good_SxI, bad_SxI = good[3], bad[3]
+    if ranker == "mean_logp":
+        good_SxI, bad_SxI = (
+            logp_SxI / _grid(what, side, "n_tokens")[3]
+            for logp_SxI, side in zip((good_SxI, bad_SxI), sides, strict=True)
+        )
+    return Items(*good[:3], np.where(good_SxI == bad_SxI, 0.5, good_SxI > bad_SxI))
 
 
 def read_documents(run_dir: str | os.PathLike, task: str, split: str, selection: str = "final") -> Documents:
@@ -178,19 +178,18 @@ def read_documents(run_dir: str | os.PathLike, task: str, split: str, selection:
     """
     path = Path(run_dir) / "items.jsonl"
     what = f"{path}: task={task} split={split} selection={selection}"
-    sides = _records(path).get((task, split, selection), {})
-    if "text" not in sides:
+    texts = _records(path).get((task, split, selection, "text"))
+    if not texts:
         raise UserError(f"{what}: no document records")
-    seeds, ids, groups, values_SxIx4 = _grid(what, sides["text"])
-    return Documents(seeds, ids, groups, values_SxIx4[..., _LOGP], values_SxIx4[0, :, _TOKENS])
+    n_tokens_I = _grid(what, texts, "n_tokens")[3][0]
+    return Documents(*_grid(what, texts, "logp_sum"), n_tokens_I)
 
 
-_LOGP, _TOKENS, _REWARD, _CORRECT = range(4)
-_Side = dict[tuple[int, str], tuple[str, tuple[float, ...]]]  # (seed, item id) -> group, the four values
+_Records = dict[tuple[str, str, str, str], list[dict[str, Any]]]
 
 
-def _records(path: Path) -> dict[tuple[str, str, str], dict[str, _Side]]:
-    """items.jsonl as (task, split, selection) -> option, or a baseline's name -> records."""
+def _records(path: Path) -> _Records:
+    """The records of items.jsonl by (task, split, selection, option or baseline)."""
     try:
         stat = path.stat()
     except FileNotFoundError:
@@ -198,41 +197,44 @@ def _records(path: Path) -> dict[tuple[str, str, str], dict[str, _Side]]:
     return _parse(path, stat.st_mtime_ns, stat.st_size)
 
 
-@lru_cache(maxsize=4)
-def _parse(path: Path, _mtime: int, _size: int) -> dict[tuple[str, str, str], dict[str, _Side]]:
+@lru_cache(maxsize=2)
+def _parse(path: Path, _mtime: int, _size: int) -> _Records:
     """Keyed by modification time and size too, so that a file that has changed is read again."""
-    records: dict[tuple[str, str, str], dict[str, _Side]] = {}
+    records: _Records = {}
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 item = json.loads(line)
-                side = records.setdefault((item["task"], item["split"], item["selection"]), {}).setdefault(
-                    item.get("option") or item["ranker"], {}
-                )
-                key = (int(item.get("seed") or 0), str(item["item_id"]))
-                numbers = [item.get(name) for name in ("logp_sum", "n_tokens", "reward", "correct")]
-                value = tuple(np.nan if number is None else float(number) for number in numbers)
-            except (ValueError, KeyError, TypeError) as error:
+                side = item.get("option") or item["ranker"]
+                key = (item["task"], item["split"], item["selection"], side)
+            except (ValueError, KeyError, AttributeError) as error:
                 raise UserError(f"{path}, line {number}: not an item record ({error!r})") from None
-            if key in side:
-                raise UserError(f"{path}, line {number}: item {key[1]} of seed {key[0]} comes twice")
-            side[key] = (str(item["group_id"]), value)
+            records.setdefault(key, []).append(item)
     return records
 
 
-def _grid(what: str, side: _Side) -> tuple[tuple[int, ...], tuple[str, ...], np.ndarray, np.ndarray]:
-    """Seeds, item ids, groups [I] and values [S, I, 4]; UserError unless every seed has every item."""
-    seeds = tuple(sorted({seed for seed, _ in side}))
-    ids = tuple(sorted({item for _, item in side}))
-    if len(side) != len(seeds) * len(ids):
-        raise UserError(f"{what}: not every seed has every item")
-    groups = np.array([side[seeds[0], item][0] for item in ids])
-    return seeds, ids, groups, np.array([[side[seed, item][1] for item in ids] for seed in seeds])
+def _grid(
+    what: str, records: list[dict[str, Any]], field: str
+) -> tuple[tuple[int, ...], tuple[str, ...], np.ndarray, np.ndarray]:
+    """Seeds, item ids, groups [I] and the field [S, I]; UserError unless every seed has every item once."""
+    try:
+        keyed = {(item.get("seed") or 0, item["item_id"]): item for item in records}
+        seeds = tuple(sorted({seed for seed, _ in keyed}))
+        ids = tuple(sorted({item_id for _, item_id in keyed}))
+        if not len(records) == len(keyed) == len(seeds) * len(ids):
+            raise UserError(f"{what}: not every seed has every item once")
+        groups = np.array([str(keyed[seeds[0], item_id]["group_id"]) for item_id in ids])
+        values_SxI = np.array([[float(keyed[seed, i][field]) for i in ids] for seed in seeds])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{what}: an item has no {field} ({error!r})") from None
+    if not np.isfinite(values_SxI).all():
+        raise UserError(f"{what}: an item's {field} is not a finite number")
+    return seeds, ids, groups, values_SxI
 
 
 def _cell(value: Any) -> str:
     """A value as text: floats in their shortest exact form, whole numbers without a point, missing as ""."""
-    if value is None or value == "" or value != value or type(value).__name__ == "NAType":
+    if value is None or type(value).__name__ == "NAType" or value == "" or value != value:
         return ""
     if isinstance(value, bool | np.bool_):
         return str(bool(value)).lower()

@@ -39,6 +39,16 @@ FIT_METRICS = (
 PM_GAIN, PMP_GAIN, BINARY_GAIN = "preference-imitation", "pmp-no_pmp", "binary_pmp-ranked_pmp"
 
 
+_ARM = ("stage", "task", "objective", "init", "N", "pairs_total", "intervention", "metric", "ranker")
+
+
+def _arm_key(arm: Mapping[str, Any]) -> tuple:
+    """What names an arm. Where nothing is finetuned, stage, init and pairs say nothing, nor N for a
+    baseline."""
+    blank = {"untuned": ("stage", "init", "pairs_total"), "baseline": ("stage", "init", "pairs_total", "N")}
+    return tuple(None if column in blank.get(arm["objective"], ()) else arm[column] for column in _ARM)
+
+
 class Study:
     """A table of measured rows with the item records behind them.
 
@@ -52,15 +62,24 @@ class Study:
             (table["split"] == "test") & table["curve"].isin(["separate", ""]) & (table["stage"] != "summary")
         )
         self.table = table[test]
+        self._runs: dict[tuple, set[str]] = {}
+        arms = self.table[[*_ARM, "run"]].astype(object)
+        for *arm, run in arms.where(arms.notna(), None).itertuples(index=False):
+            self._runs.setdefault(_arm_key(dict(zip(_ARM, arm, strict=True))), set()).add(run)
         self._items: dict[tuple, Items | None] = {}
+        main = (
+            self.rows(stage="finetune", init="lm", intervention="")
+            .groupby("task")["pairs_total"]
+            .max()
+            .dropna()
+        )
+        self._main_pairs = {str(task): int(pairs) for task, pairs in main.items()}
 
     def rows(self, **where: Any) -> "pd.DataFrame":
-        """The rows that have these values in these columns (None: missing)."""
+        """The rows that have these values in these columns."""
         chosen = self.table
         for column, value in where.items():
-            chosen = chosen[
-                chosen[column].isna() if value is None else (chosen[column] == value).fillna(False)
-            ]
+            chosen = chosen[(chosen[column] == value).fillna(False)]
         return chosen
 
     def tasks(self, kind: str | None = None) -> list[str]:
@@ -89,8 +108,7 @@ class Study:
 
     def main_pairs(self, task: str) -> int | None:
         """The largest number of training pairs that a run of the task from the pretrained model was given."""
-        pairs = self.rows(stage="finetune", task=task, init="lm", intervention="")["pairs_total"].dropna()
-        return int(pairs.max()) if len(pairs) else None
+        return self._main_pairs.get(task)
 
     def items(
         self,
@@ -110,33 +128,22 @@ class Study:
         seed comes twice, that is, if rows that differ in something else are not told apart by their
         `intervention`.
         """
-        where = {"task": task, "objective": objective, "intervention": intervention, "metric": metric}
-        if objective == "baseline":
-            where["ranker"] = ranker
-        else:
-            where |= {"N": n, "ranker": RANKER[objective]}
-        if objective in ("preference", "imitation"):
-            where |= {"init": init, "pairs_total": self.main_pairs(task) if pairs is None else pairs}
-            where["stage"] = "finetune"
-        key = tuple(where.values())
+        arm = {
+            "stage": "finetune", "task": task, "objective": objective, "init": init, "N": n,
+            "pairs_total": self.main_pairs(task) if pairs is None else pairs, "intervention": intervention,
+            "metric": metric, "ranker": ranker or RANKER[objective],
+        }  # fmt: skip
+        key = _arm_key(arm)
         if key not in self._items:
-            self._items[key] = self._read(where)
+            runs = sorted(self._runs.get(key, ()))
+            selection = results.SELECTION[metric]
+            parts = [
+                results.read_items(self.runs_dir / run, task, "test", selection, arm["ranker"])
+                for run in runs
+            ]
+            what = ", ".join(f"{column}={value}" for column, value in arm.items())
+            self._items[key] = _stack(runs, parts, what) if parts else None
         return self._items[key]
-
-    def _read(self, where: Mapping[str, Any]) -> Items | None:
-        runs = sorted(self.rows(**where)["run"].unique())
-        parts = [
-            results.read_items(
-                self.runs_dir / run,
-                where["task"],
-                "test",
-                results.SELECTION[where["metric"]],
-                where["ranker"],
-            )
-            for run in runs
-        ]
-        what = ", ".join(f"{column}={value}" for column, value in where.items())
-        return _stack(runs, parts, what) if parts else None
 
     def gain(self, task: str, n: int, **arm: Any) -> Items | None:
         """Preference minus imitation, per seed and item; None if either is missing."""
@@ -154,19 +161,27 @@ class Study:
         return max(scores.items(), key=lambda score: (score[1].correct.mean(), -TRIVIAL.index(score[0])))
 
 
-def difference(a: Items | None, b: Items | None) -> Items | None:
-    """a minus b, per seed and item (b of one seed is shared by all); None if either is.
+def combine(items: Sequence[Items | None], coefficients: Sequence[float] | np.ndarray) -> Items | None:
+    """The linear combination of arms, per seed and item (an arm of one seed is shared by all); None if one is
+    missing.
 
     Raises UserError if the items differ, or the seeds do.
     """
-    if a is None or b is None:
+    arms = [arm for arm in items if arm is not None]
+    if len(arms) < len(items):
         return None
-    if len(b.seeds) == 1:
-        b = b._replace(seeds=a.seeds)
-    _check_paired(a, b, "a comparison")
-    if a.seeds != b.seeds:
-        raise UserError(f"a comparison needs the same seeds on both sides, not {a.seeds} and {b.seeds}")
-    return a._replace(correct=a.correct - b.correct)
+    seeds = max((arm.seeds for arm in arms), key=len)
+    for arm in arms:
+        _check_paired(arm, arms[0], "a comparison")
+        if len(arm.seeds) > 1 and arm.seeds != seeds:
+            raise UserError(f"a comparison needs the same seeds on both sides, not {arm.seeds} and {seeds}")
+    total_SxI = sum(c * arm.correct for c, arm in zip(coefficients, arms, strict=True))
+    return arms[0]._replace(seeds=seeds, correct=np.asarray(total_SxI))
+
+
+def difference(a: Items | None, b: Items | None) -> Items | None:
+    """a minus b, as `combine`."""
+    return combine([a, b], [1, -1])
 
 
 def _stack(runs: Sequence[str], parts: Sequence[Items], what: str) -> Items:
@@ -203,10 +218,10 @@ def pmp_source(init: str) -> str | None:
     return init.split(":", 1)[1].rsplit(":", 1)[0] if init.startswith("pmp:") else None
 
 
-def summarize(table: "pd.DataFrame", runs_dir: str | Path) -> list[dict[str, Any]]:
+def summarize(study: Study) -> list[dict[str, Any]]:
     """The derived rows (see the module) of every comparison whose runs are there, to be written by
     write_table."""
-    study = Study(table, runs_dir)
+    table = study.table
     common = {column: table[column].iloc[0] for column in ("study", "ladder")} if len(table) else {}
     layers = {int(n): int(layer) for n, layer in table[["N", "n_layer"]].dropna().drop_duplicates().values}
     derived = []
@@ -218,11 +233,8 @@ def summarize(table: "pd.DataFrame", runs_dir: str | Path) -> list[dict[str, Any
                 "hi": estimate.hi,
                 "n_items": estimate.n_items,
             }
-            derived.append(
-                {**common, "stage": "summary", "split": "test", "n_layer": layers.get(row.get("N"))}
-                | row
-                | extent
-            )
+            shared = {**common, "stage": "summary", "split": "test", "n_layer": layers.get(row.get("N"))}
+            derived.append(shared | row | extent)
     return derived
 
 
@@ -230,16 +242,13 @@ _Row = tuple[dict[str, Any], stats.Estimate | None]
 
 
 def _means(study: Study) -> Iterator[_Row]:
-    arm = ["task", "objective", "init", "N", "pairs_total", "intervention", "metric", "ranker"]
-    accuracy = study.table[study.table["metric"].isin(["accuracy", "accuracy_final"])]
-    accuracy = accuracy[accuracy["objective"].isin(RANKER) & (accuracy["stage"] != "pmp")]
-    for values in accuracy[arm].drop_duplicates().itertuples(index=False):
-        row = dict(zip(arm, values, strict=True))
-        pairs = None if row["objective"] == "untuned" else row["pairs_total"]
-        items = study.items(
-            row["task"], row["objective"], row["N"], row["init"], pairs, row["intervention"], row["metric"]
-        )
-        yield row, mean([items])
+    columns = [column for column in _ARM if column != "stage"]
+    rows = study.table[study.table["objective"].isin(RANKER) & (study.table["stage"] != "pmp")]
+    rows = rows[rows["metric"].isin(["accuracy", "accuracy_final"])][columns].drop_duplicates().astype(object)
+    for values in rows.where(rows.notna(), None).itertuples(index=False):
+        row = dict(zip(columns, values, strict=True))
+        arm = (row["task"], row["objective"], row["N"], row["init"], row["pairs_total"])
+        yield row, mean([study.items(*arm, row["intervention"], row["metric"])])
 
 
 def _gains(study: Study) -> Iterator[_Row]:
