@@ -58,7 +58,7 @@ recipe() { # EXTRAS: all that an environment is made from; it is up to date if m
 made_from() { # STAMP EXTRAS
     [ -x "$python" ] && [ "$(cat "$venv/$1" 2>/dev/null)" = "$(recipe "$2")" ]
 }
-pip_install() { "$python" -m pip --disable-pip-version-check install -q -c "$root/constraints/default.txt" "$@"; }
+pip_install() { "$python" -m pip --disable-pip-version-check install -qq -c "$root/constraints/default.txt" "$@"; }
 
 make_environment() {
     local extras=test base
