@@ -26,6 +26,9 @@ CHOICES = {
 }
 """Fields that take one of a few values."""
 
+LR_MULTIPLES = {"paper": {"pmp": 0.1, "finetune": 0.01}, "cpu": {"pmp": 0.5, "finetune": 0.3}}
+"""Learning rates of later stages as multiples of pretraining's. The paper's (C.1, C.2) hardly move our small models."""
+
 POSITIVE = (
     "model.n_layer", "model.aspect", "model.head_dim", "data.row_length", "data.max_tokens", "data.slots",
     "batch.rows", "batch.pairs", "optim.lr", "optim.lr_multiple", "optim.accumulate", "eval.rows", "log_every",
@@ -107,11 +110,19 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
         "points": 8 if not lm else 1,  # evenly spaced validations; the best one's parameters are kept
         "limit": 0,  # test and validation items each; 0 takes all
         "curve": (),  # numbers of pairs seen at which the test set is read too, for curves within one run
+        "tasks": (),  # of LM stages: tasks on whose test sets the untuned model is scored
     }
     c.log_every = 10
     c.term_norms_every = 50  # steps between records of each term's gradient norm; 0: never
     c.checkpoint = {"every_steps": 1000, "every_minutes": 10.0, "keep": 2, "final_optimizer": True}
-    c.labels = {"init": "" if stage == "pretrain" else "lm", "intervention": "", "curve": "separate"}
+    # How the results table names the run; a study sets them.
+    c.labels = {"study": "", "init": "" if stage == "pretrain" else "lm", "intervention": ""}
+    if not lm:
+        c.optim.update(schedule="constant", lr_multiple=LR_MULTIPLES[c.ladder]["pmp" if stage == "pmp" else "finetune"])
+    if stage == "pmp":
+        c.data.binarize = True
+        c.batch.pairs = 32 if cpu else 512
+        c.eval.points = 1
     return c
 
 

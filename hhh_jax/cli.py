@@ -1,0 +1,61 @@
+"""What the command-line programs share: the config flag, errors as one line, and the compilation cache."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from hhh_jax.errors import UserError
+
+
+def define_config() -> flags.FlagHolder:
+    """The flag ``--config=FILE.py[:ARGUMENT]`` with overrides ``--config.SECTION.KEY=VALUE``."""
+    return config_flags.DEFINE_config_file("config", None, "A file of configs/, as configs/ranked.py:98k,task=word_order.")
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk between processes; ``JAX_COMPILATION_CACHE_DIR`` names another place."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hhh_jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def start(main: Callable[[Any], None]) -> None:
+    """Runs ``main`` behind absl's flags. A UserError becomes one line on standard error and exit status 2."""
+
+    def guarded(argv: Any) -> None:
+        try:
+            main(argv)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    try:
+        app.run(guarded, flags_parser=_parse_flags)
+    except UserError as error:  # from a config file, which is read while flags are parsed
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:
+        # ml_collections names neither the flag nor what it could have been.
+        unknown = re.search(r"(?:attribute|Key|key)[^\"']*[\"']([\w.]+)[\"']", str(error))
+        given = [a.split("=")[0].removeprefix("--config.") for a in argv if a.startswith("--config.")]
+        raise UserError(f"no such config key among {', '.join(given)}: {unknown[1] if unknown else error}") from error
+    except flags.Error as error:
+        unknown = re.search(r"Unknown command line flag '([^']+)'", str(error))
+        near = difflib.get_close_matches(unknown[1], list(flags.FLAGS), n=1) if unknown else []
+        print(f"error: {error}" + (f" (did you mean --{near[0]}?)" if near else ""), file=sys.stderr)
+        sys.exit(2)

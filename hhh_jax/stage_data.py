@@ -1,0 +1,124 @@
+"""What one run trains on and is tested on: records read by name, tokenized, and ready to be packed."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+
+from hhh_jax.data import datasets
+from hhh_jax.data.loader import DocumentLoader, PairLoader
+from hhh_jax.data.packing import TokenizedPair, tokenize_documents, tokenize_pairs
+from hhh_jax.data.records import Counts, Document, Pair
+from hhh_jax.data.tokenizer import Tokenizer, train_tokenizer
+from hhh_jax.errors import UserError
+
+
+class StageData(NamedTuple):
+    """Data of one run.
+
+    Attributes:
+      name: of the source, as in the results table.
+      tokenizer: the run's.
+      train: training batches by step.
+      train_pairs: the training pairs; None in language-modeling stages.
+      validation, test: tokenized pairs or documents.
+      test_documents: the documents behind `test`; empty in stages on pairs.
+      counts: what was read, kept and dropped in each split, and its hash.
+      sha: hash of all that was read, first 12 digits.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    train: PairLoader | DocumentLoader
+    train_pairs: list[TokenizedPair] | None
+    validation: Any
+    test: Any
+    test_documents: list[Document]
+    counts: dict[str, Any]
+    sha: str
+
+    @property
+    def n_train_pairs(self) -> int:
+        """Distinct training pairs, 0 in language-modeling stages."""
+        return len(self.train_pairs or ())
+
+
+def stored_tokenizer(c: ml_collections.ConfigDict, source: dict[str, Any] | None) -> Tokenizer | None:
+    """The tokenizer of ``data.tokenizer`` or else of the run that this one starts from; None if there is neither."""
+    if c.data.tokenizer:
+        try:
+            text = Path(c.data.tokenizer).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"config key data.tokenizer: cannot read {c.data.tokenizer}: {error}") from error
+        return Tokenizer.from_json(text)
+    return Tokenizer.from_json(source["tokenizer"]) if source else None
+
+
+def load(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None, row_multiple: int) -> StageData:
+    """Reads the three splits of ``data.source``; without a tokenizer, one is trained on the training split."""
+    return _load_documents(c, tokenizer) if c.objective.name == "lm" else _load_pairs(c, tokenizer, row_multiple)
+
+
+def read_pairs(c: ml_collections.ConfigDict, name: str, split: str) -> tuple[list[Pair], Counts]:
+    """The pairs of a task or file in one split, cut to ``data.limit`` (train) or ``eval.limit`` (the others)."""
+    limit = c.data.limit if split == "train" else c.eval.limit
+    data = datasets.load_pairs(name, split, bad_rows=c.data.bad_rows, seed=c.data.seed, limit=limit or None)
+    return data.records, data.counts
+
+
+def test_pairs(c: ml_collections.ConfigDict, task: str, tokenizer: Tokenizer) -> tuple[list[TokenizedPair], str]:
+    """The test pairs of another task than the run's own, and the hash of what was read."""
+    data = datasets.load_pairs(
+        task, "test", bad_rows=c.data.bad_rows, seed=c.data.seed, limit=c.eval.limit or None
+    )
+    return tokenize_pairs(data.records, tokenizer, c.data.max_tokens, data.counts), data.sha[:12]
+
+
+def _load_pairs(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None, row_multiple: int) -> StageData:
+    tokenized, counts, shas = {}, {}, []
+    for split in ("train", "validation", "test"):
+        limit = c.data.limit if split == "train" else c.eval.limit
+        data = datasets.load_pairs(
+            c.data.source, split, bad_rows=c.data.bad_rows, seed=c.data.seed, limit=limit or None
+        )
+        if tokenizer is None:  # the training split comes first
+            texts = (text for pair in data.records for text in (pair.context, pair.good, pair.bad))
+            tokenizer = train_tokenizer(texts, c.model.vocab_size)
+        pairs = tokenize_pairs(data.records, tokenizer, c.data.max_tokens, data.counts, binarize=c.data.binarize)
+        if not pairs:
+            raise UserError(f"{c.data.source}: no pair is left in its {split} split: {json.dumps(data.counts.as_dict())}")
+        tokenized[split], counts[split] = pairs, data.counts.as_dict() | {"sha256": data.sha}
+        shas.append(data.sha[:4])
+    assert tokenizer is not None
+    loader = PairLoader(
+        tokenized["train"], c.batch.pairs, c.data.row_length, c.data.slots, tokenizer.pad_id, row_multiple,
+        c.data.share_context,
+    )  # fmt: skip
+    return StageData(
+        c.data.source, tokenizer, loader, tokenized["train"], tokenized["validation"], tokenized["test"], [],
+        counts, "".join(shas),
+    )  # fmt: skip
+
+
+def _load_documents(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None) -> StageData:
+    documents: dict[str, list[Document]] = {}
+    counts, shas = {}, []
+    for split in ("train", "validation", "test"):
+        data = datasets.load_documents(c.data.source, split, bad_rows=c.data.bad_rows)
+        documents[split] = data.records[: c.eval.limit or None] if split != "train" else data.records
+        counts[split] = data.counts.as_dict() | {"sha256": data.sha}
+        shas.append(data.sha[:4])
+    if tokenizer is None:
+        tokenizer = train_tokenizer((document.text for document in documents["train"]), c.model.vocab_size)
+    tokenized: dict[str, Sequence[np.ndarray]] = {
+        split: tokenize_documents(records, tokenizer) for split, records in documents.items()
+    }
+    counts["train"]["tokens"] = int(sum(len(document) for document in tokenized["train"]))
+    loader = DocumentLoader(tokenized["train"], c.batch.rows, c.data.row_length, tokenizer.pad_id)
+    return StageData(
+        c.data.source, tokenizer, loader, None, tokenized["validation"], tokenized["test"], documents["test"],
+        counts, "".join(shas),
+    )  # fmt: skip
