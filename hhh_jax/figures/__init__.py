@@ -1,0 +1,114 @@
+"""One function a figure of the paper: the results table in, a matplotlib Figure out.
+
+The table is results.csv and summary.csv together (`hhh_jax.results`, `hhh_jax.summary`). A function raises
+`style.NoRows` when the rows that it draws are missing; `draw_all` skips such a figure and says why.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from hhh_jax.figures import objectives, pmp, scaling, style
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+class Drawing(NamedTuple):
+    """How to draw a figure; `caption` says how to read it and what it corresponds to in the paper."""
+
+    draw: Callable[["pd.DataFrame"], "Figure"]
+    title: str
+    caption: str
+
+
+FIGURES = {
+    "figure3": Drawing(
+        objectives.gain,
+        "What preference modeling gains over imitation",
+        "As the paper's figure 3. Accuracy of preference modeling minus accuracy of imitation on the same "
+        "test items: thin lines are tasks, thick ones the means over ranked and over binary tasks with 95% "
+        "intervals over seeds and items. Above zero, preference modeling is better. The paper: far above "
+        "zero on ranked tasks, about zero on binary ones, at every size.",
+    ),
+    "figures14_15": Drawing(
+        objectives.tasks,
+        "Accuracy on every task",
+        "As the paper's figures 14 (ranked) and 15 (binary). Large marks are means over seeds with 95% "
+        "intervals over seeds and items, faint dots single seeds, thin gray lines the trivial baselines. A "
+        "mark that is not above the highest gray line shows nothing that counting words or bytes would not.",
+    ),
+    "task_or_format": Drawing(
+        objectives.task_or_format,
+        "Is it the task or the format?",
+        "No figure of the paper. The same comparisons, once as ranked pairs and once as a question with the "
+        "answers 1 and 2, which gives imitation the contrast for free. If the gain follows the task the two "
+        "lines on the right agree; if it follows the format they part.",
+    ),
+    "scaling": Drawing(
+        scaling.scaling,
+        "Pretraining loss against model size",
+        "The premise of every plot against size. Held-out loss of the language models that all else starts "
+        "from; points are means over seeds with 95% intervals over documents and seeds, the line is a "
+        "least-squares power law in log-log. A fit with an irreducible loss is drawn only where these sizes "
+        "can tell it from none.",
+    ),
+    "figure4": Drawing(
+        pmp.pmp_pairs,
+        "Preference model pre-training over the number of pairs",
+        "As the paper's figure 4. Left: mean accuracy over the tasks after finetuning on so many pairs, "
+        "from the language model and from the (binary) preference-pretrained one. Right: their paired "
+        "difference. The paper finds a gain at few pairs for models above about 1B parameters and none "
+        "below 200M.",
+    ),
+    "figure5": Drawing(
+        pmp.pmp_tasks,
+        "Preference model pre-training task by task",
+        "As the paper's figures 5 and 32, at the sizes at hand. Difference in accuracy that (binary) PMP "
+        "makes after finetuning on the fewest and on the most pairs, with 95% intervals; right of zero it "
+        "helps.",
+    ),
+    "figure18": Drawing(
+        pmp.binary_ranked,
+        "Binary against ranked pre-training",
+        "As the paper's figure 18. Accuracy after binary PMP minus after ranked PMP on the same source; "
+        "thin lines are tasks. Above zero, binary is better. Binarizing doubles the pairs, so binary PMP "
+        "also has twice the updates.",
+    ),
+    "figure33": Drawing(
+        pmp.symbols,
+        "Symbols: how much does a scrambled ranking still teach?",
+        "As the paper's figure 33. Accuracy on held-out pairs of the true ranking T0 after finetuning on so "
+        "many pairs of it, from models that were preference-pretrained on T0, on rankings scrambled ever "
+        "more (T1 to T4), on the binarized form (Tb), or not at all. The paper: the less scrambled the "
+        "better, binary between moderate and strong.",
+    ),
+}
+
+
+class Drawn(NamedTuple):
+    """The PNG of every figure drawn (a PDF lies beside it), and why the others were not."""
+
+    paths: dict[str, Path]
+    skipped: dict[str, str]
+
+
+def draw_all(table: "pd.DataFrame", out_dir: str | Path) -> Drawn:
+    """Draw every figure whose rows the table has into `out_dir`, as NAME.png and NAME.pdf; the same table
+    gives the same bytes."""
+    import matplotlib
+
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    drawn = Drawn({}, {})
+    for name, drawing in FIGURES.items():
+        with matplotlib.rc_context(style.RC):
+            try:
+                figure = drawing.draw(table)
+            except style.NoRows as missing:
+                drawn.skipped[name] = str(missing)
+                continue
+            drawn.paths[name] = out_dir / f"{name}.png"
+            style.save(figure, drawn.paths[name])
+    return drawn

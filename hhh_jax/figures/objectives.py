@@ -1,0 +1,133 @@
+"""Preference modeling against imitation: the paper's figures 3, 14 and 15, and the control of format."""
+
+from typing import TYPE_CHECKING
+
+from hhh_jax.figures import style
+from hhh_jax.summary import FORMAT_TWIN, PM_GAIN
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+KINDS = {"ranked": (style.VERMILION, "o"), "binary": (style.BLUE, "s")}
+
+
+def gain(table: "pd.DataFrame") -> "Figure":
+    """Figure 3: accuracy of preference modeling minus imitation against N; a thin line a task, a thick one a
+    mean."""
+    from hhh_jax.data.datasets import kind as kind_of
+
+    rows = style.select(table, stage="summary", objective=PM_GAIN, metric="accuracy_gain", intervention="")
+    means = {kind: rows[rows["task"] == f"mean:{kind}"] for kind in KINDS}
+    style.need(
+        rows[rows["task"].str.startswith("mean:")], "preference modeling and imitation on the same task"
+    )
+    figure, axes = style.new_figure(panel=(4.6, 3.3))
+    ax = axes[0, 0]
+    style.zero_line(ax)
+    tasks = [t for t in sorted(rows["task"].unique()) if not t.startswith("mean:") and t != "ranked-binary"]
+    for index, task in enumerate(t for t in tasks if t not in FORMAT_TWIN.values()):
+        color, _ = KINDS[kind_of(task)]
+        line = rows[rows["task"] == task]
+        dashes = [(0, ()), (0, (4, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5))][index % 4]
+        label = f"{style.task_name(task)} ({kind_of(task)})"
+        ax.plot(
+            line["N"].astype(float),
+            line["value"],
+            color=color,
+            alpha=0.5,
+            linewidth=1,
+            linestyle=dashes,
+            label=label,
+        )
+    for shift, (kind, mean) in zip((-0.012, 0.012), means.items(), strict=True):
+        color, marker = KINDS[kind]
+        if len(mean):
+            style.band(
+                ax, mean, "N", f"mean over {kind} tasks", color, marker, shift, linewidth=2.2, markersize=6
+            )
+    style.size_axis(ax, sorted(rows["N"].astype(float).unique()))
+    ax.set_ylabel("accuracy gain over imitation")
+    ax.set_title("Preference modeling minus imitation")
+    style.legend_below(figure, [ax], columns=2)
+    return figure
+
+
+def tasks(table: "pd.DataFrame") -> "Figure":
+    """Figures 14 and 15: a panel a task, accuracy against N of both objectives, the untuned model and the
+    baselines."""
+    from hhh_jax.data.datasets import kind as kind_of
+
+    rows = style.select(
+        table, stage="summary", objective=["preference", "imitation"], init="lm", metric="accuracy"
+    )
+    rows = style.need(
+        rows[~rows["task"].str.startswith(("symbols:", "mean:"))], "finetuning from the language model"
+    )
+    names = [t for t in rows["task"].unique() if t not in FORMAT_TWIN.values()]
+    names = sorted(names, key=lambda t: (kind_of(t) != "ranked", t))
+    columns = min(len(names), 2 if len(names) <= 4 else 3)
+    figure, axes = style.new_figure(columns, -(-len(names) // columns), sharey=True)
+    for ax, task in zip(axes.flat, names, strict=False):
+        accuracy_panel(ax, table, task)
+        ax.set_title(f"{style.task_name(task)} ({kind_of(task)})")
+    for ax in axes.flat[len(names) :]:
+        ax.set_axis_off()
+    for ax in axes[:, 0]:
+        ax.set_ylabel("test accuracy")
+    style.legend_below(figure, list(axes.flat), columns=4)
+    return figure
+
+
+def accuracy_panel(ax: "Axes", table: "pd.DataFrame", task: str) -> None:
+    """Accuracy on one task against N: objectives and untuned model with seeds and intervals, baselines as
+    thin lines."""
+    baselines = style.select(table, stage="baseline", task=task, metric="accuracy")
+    for row in baselines.itertuples():
+        name, dashes = style.BASELINES[row.ranker]
+        ax.axhline(row.value, color=style.GRAY, linewidth=0.8, linestyle=dashes, label=name, zorder=1)
+    arms = style.select(table, task=task, metric="accuracy", intervention="", init=["lm", ""])
+    sizes: set[float] = set()
+    for shift, objective in ((0.02, "untuned"), (-0.02, "imitation"), (0.0, "preference")):
+        name, color, marker = style.OBJECTIVES[objective]
+        rows = main_rows(arms[arms["objective"] == objective])
+        pooled, each = rows[rows["stage"] == "summary"], rows[rows["stage"] != "summary"]
+        if len(pooled):
+            style.seeds(ax, each, "N", color, shift)
+            style.band(ax, pooled, "N", name, color, marker, shift)
+            sizes |= set(pooled["N"].astype(float))
+    style.size_axis(ax, sorted(sizes))
+
+
+def main_rows(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """The rows with the largest number of pairs (all, where pairs do not apply)."""
+    return rows[rows["pairs_total"].isna() | (rows["pairs_total"] == rows["pairs_total"].max()).fillna(False)]
+
+
+def task_or_format(table: "pd.DataFrame") -> "Figure":
+    """The same comparisons posed as ranked pairs and as labels: accuracy in both forms, and the gain in
+    both."""
+    gains = style.select(table, stage="summary", objective=PM_GAIN, metric="accuracy_gain", intervention="")
+    found = [(t, w) for t, w in FORMAT_TWIN.items() if {t, w} <= set(gains["task"])]
+    if not found:
+        raise style.NoRows("no task was run in both formats with both objectives")
+    task, twin = found[0]
+    figure, axes = style.new_figure(3, panel=(3.1, 2.8))
+    left, middle, right = axes[0]
+    middle.sharey(left)
+    for ax, name, title in ((left, task, "as ranked pairs"), (middle, twin, "as labels")):
+        accuracy_panel(ax, table, name)
+        ax.set_title(f"{style.task_name(task)} {title}")
+    left.set_ylabel("test accuracy")
+    style.zero_line(right)
+    for name, label, color, marker, shift in (
+        (task, "gain as ranked pairs", style.GREEN, "D", -0.015),
+        (twin, "gain as labels", style.PURPLE, "v", 0.015),
+    ):
+        style.band(right, gains[gains["task"] == name], "N", label, color, marker, shift)
+    style.size_axis(right, sorted(gains["N"].astype(float).unique()))
+    right.set_ylabel("accuracy gain over imitation")
+    right.set_title("Preference modeling minus imitation")
+    style.legend_below(figure, [left, middle, right], columns=5)
+    return figure
