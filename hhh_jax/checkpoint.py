@@ -61,8 +61,13 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, exception: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except UserError as error:
+            if exception is None:
+                raise
+            warnings.warn(str(error), stacklevel=2)  # what ended the run comes first
 
     def latest_step(self) -> int | None:
         """The newest step whose save is finished; None if there is none."""
@@ -73,7 +78,8 @@ class Checkpoints:
 
         Returns when the arrays are copied, so that they may be donated, while a thread goes on writing; with
         `wait`, when they are on disk. Raises UserError if this save, or the one before it, could not be
-        written, and ValueError if `step` has a checkpoint.
+        written (the run is to stop then: no further save is promised to work), and ValueError if `step` has a
+        checkpoint.
         """
         import orbax.checkpoint as ocp
 
@@ -100,7 +106,10 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            try:
+                self._manager.close()
+            except (OSError, ValueError) as error:
+                raise self._save_error(error) from error
 
     def restore_latest(self, abstract_state: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
         """(step, state, extra) of the newest whole checkpoint; None if the run has none yet.
