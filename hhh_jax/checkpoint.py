@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hhh_jax.errors import UserError
-from hhh_jax.record import free_space, write_json_atomic
+from hhh_jax.record import free_space
 
 PyTree = Any
 CHECKSUMS = "checksums.json"
@@ -98,7 +98,7 @@ class Checkpoints:
         """Block until the save in progress is on disk. Raises UserError if it could not be written."""
         try:
             self._manager.wait_until_finished()
-        except (OSError, ValueError, UserError) as error:  # tensorstore raises ValueError when a disk is full
+        except (OSError, ValueError) as error:  # of a full disk, tensorstore makes a ValueError
             raise self._save_error(error) from error
 
     def close(self) -> None:
@@ -120,6 +120,7 @@ class Checkpoints:
         damaged, or if the checkpoint is not of this model.
         """
         import jax
+        from jax.experimental import multihost_utils
 
         self.wait()
         whole, damaged = _newest_whole(self.directory, steps(self.directory))
@@ -127,17 +128,18 @@ class Checkpoints:
         if whole is None:
             return None
         restored = int(whole.name), _restore(whole, abstract_state), _read_extra(whole)
-        if damaged and jax.process_index() == 0:
-            for path in damaged:
-                aside = path.with_name(f"{path.name}.damaged")
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
+        for path in damaged if jax.process_index() == 0 else []:
+            aside = path.with_name(f"{path.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are moved")
         self._manager.reload()
         return restored
 
     def _write_checksums(self) -> None:
         for folder in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
-            write_json_atomic(folder / CHECKSUMS, _checksums(folder))
+            (folder / CHECKSUMS).write_text(json.dumps(_checksums(folder), indent=1))
 
     def _save_error(self, error: Exception) -> UserError:
         for folder in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
@@ -203,7 +205,7 @@ def _newest_whole(folder: Path, candidates: list[int]) -> tuple[Path | None, lis
         problem = _damage(path)
         if problem is None:
             return path, damaged
-        warnings.warn(f"checkpoint {path} is damaged and not used: {problem}", stacklevel=4)
+        warnings.warn(f"checkpoint {path} is damaged and not used: {problem}", stacklevel=3)
         damaged.append(path)
     if damaged:
         names = ", ".join(path.name for path in damaged)
@@ -301,11 +303,11 @@ def _damage(folder: Path) -> str | None:
 
 
 def _quiet_orbax() -> None:
-    """Keep orbax's progress reports and tracebacks (absl's logger) off the terminal; we raise its errors."""
+    """Keep orbax's messages (absl's logger) off the terminal: what goes wrong, it raises and we report."""
     logger = logging.getLogger("absl")
-    if _worth_reading not in logger.filters:
-        logger.addFilter(_worth_reading)
+    if _is_not_orbax not in logger.filters:
+        logger.addFilter(_is_not_orbax)
 
 
-def _worth_reading(record: logging.LogRecord) -> bool:
-    return record.levelno == logging.WARNING or f"{os.sep}orbax{os.sep}" not in record.pathname
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
