@@ -191,7 +191,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def cut_metrics(path: str | os.PathLike[str], last_step: int) -> None:
-    """Drop, atomically, from a metrics.jsonl if there is one, the lines after `last_step` and a torn last one."""
+    """Drop from a metrics.jsonl, atomically, what is after `last_step` or torn; the file need not exist."""
     path = Path(path)
     if not path.exists():
         return
