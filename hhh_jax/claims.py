@@ -30,7 +30,9 @@ from hhh_jax.summary import (
     mean,
     pmp_points,
     pmp_source,
-)  # fmt: skip
+    size_name,
+    task_name,
+)
 
 MARGIN = 0.03  # accuracy: "about equal"
 MISFIT = 0.02  # relative error of the loss: "a power law"
@@ -132,8 +134,10 @@ def _loss_falls(study: Study) -> Outcome:
         note += f" and the exponent {exponent.value:.2f} [{exponent.lo:.2f}, {exponent.hi:.2f}]."
     else:
         note += " An irreducible loss cannot be told from none with these sizes."
-    details = tuple((_size(n), stats.estimate([loss])) for n, loss in zip(sizes, losses, strict=True))
-    return Outcome(verdict, fit.exponent, f"N = {_size(sizes[0])} to {_size(sizes[-1])}", note, details)
+    details = tuple((size_name(n), stats.estimate([loss])) for n, loss in zip(sizes, losses, strict=True))
+    return Outcome(
+        verdict, fit.exponent, f"N = {size_name(sizes[0])} to {size_name(sizes[-1])}", note, details
+    )
 
 
 def _gain_of(kind: str, verdict: Callable[[Estimate], str]) -> Callable[[Study], Outcome]:
@@ -146,9 +150,11 @@ def _gain_of(kind: str, verdict: Callable[[Estimate], str]) -> Callable[[Study],
         n = sizes[-1]
         estimate = _known(mean(gains[n]))
         result = verdict(estimate) if above_floor(study, tasks, _objectives(study, tasks, n)) else FLOOR
-        details = [(task, _known(mean([gain]))) for task, gain in zip(tasks, gains[n], strict=True)]
-        details += [(f"mean at {_size(m)}", _known(mean(gains[m]))) for m in sizes[:-1]]
-        return Outcome(result, estimate, f"N = {_size(n)}", details=tuple(details))
+        details = [
+            (task_name(task), _known(mean([gain]))) for task, gain in zip(tasks, gains[n], strict=True)
+        ]
+        details += [(f"mean at {size_name(m)}", _known(mean(gains[m]))) for m in sizes[:-1]]
+        return Outcome(result, estimate, f"N = {size_name(n)}", details=tuple(details))
 
     return judge
 
@@ -173,9 +179,9 @@ def _ranked_minus_binary(study: Study) -> Outcome:
         if floored
         else ""
     )
-    details = tuple((f"at {_size(m)}", estimates[m]) for m in sizes[:-1])
+    details = tuple((f"at {size_name(m)}", estimates[m]) for m in sizes[:-1])
     return Outcome(
-        FLOOR if floored else direction(estimates[n]), estimates[n], f"N = {_size(n)}", note, details
+        FLOOR if floored else direction(estimates[n]), estimates[n], f"N = {size_name(n)}", note, details
     )
 
 
@@ -195,7 +201,7 @@ def _ranked_scaling(study: Study) -> Outcome:
         ("preference modeling", slope(lambda t, n: study.items(t, "preference", n))),
         ("imitation", slope(lambda t, n: study.items(t, "imitation", n))),
     )
-    where = f"N = {_size(sizes[0])} to {_size(sizes[-1])}, per factor of 10; margin {margin:.3f}"
+    where = f"N = {size_name(sizes[0])} to {size_name(sizes[-1])}, per factor of 10; margin {margin:.3f}"
     return Outcome(FLOOR if floor else direction(estimate, margin), estimate, where, details=details)
 
 
@@ -225,9 +231,11 @@ def _pmp_gain(against: str) -> Callable[[Study], Outcome]:
         pairs = _nearest(list(arms))
         estimate = _known(mean(gains[pairs]))
         verdict = direction(estimate) if above_floor(study, tasks, arms[pairs]) else FLOOR
-        details = [(task, _known(mean([gain]))) for task, gain in zip(tasks, gains[pairs], strict=True)]
+        details = [
+            (task_name(task), _known(mean([gain]))) for task, gain in zip(tasks, gains[pairs], strict=True)
+        ]
         details += [(f"mean at {p} pairs", _known(mean(gains[p]))) for p in arms if p != pairs]
-        where = f"N = {_size(points[0][0])}, {pairs} pairs, PMP on {', '.join(sources)}"
+        where = f"N = {size_name(points[0][0])}, {pairs} pairs, PMP on {', '.join(sources)}"
         return Outcome(verdict, estimate, where, details=tuple(details))
 
     return judge
@@ -264,7 +272,7 @@ def _symbols(
         estimate = min((e for _, e in found), key=lambda e: e.value) if all_must_hold else found[0][1]
         accuracies = tuple((f"accuracy from {name}", _known(mean([arms[name]]))) for name in sorted(arms))
         details = tuple(found if all_must_hold else found[1:]) + accuracies
-        return Outcome(verdict, estimate, f"N = {_size(n)}, {pairs} pairs", details=details)
+        return Outcome(verdict, estimate, f"N = {size_name(n)}, {pairs} pairs", details=details)
 
     return judge
 
@@ -298,12 +306,16 @@ def _task_or_format(study: Study) -> Outcome:
         else:
             estimate = _known(mean([as_ranked, as_label], [1, -1]))
         floored = [t for t in (task, twin) if not above_floor(study, [t], _objectives(study, [t], n))]
-        note = f"Neither objective beats the trivial baselines on {' and '.join(floored)}." if floored else ""
+        note = (
+            f"Neither objective beats the trivial baselines on {' and '.join(task_name(t) for t in floored)}."
+            if floored
+            else ""
+        )
         details = (("gain as ranked pairs", as_ranked), ("gain as labels", as_label))
         return Outcome(
             FLOOR if floored else equality(estimate),
             estimate,
-            f"{task}, N = {_size(n)}",
+            f"{task_name(task)}, N = {size_name(n)}",
             note,
             tuple((label, _known(mean([items]))) for label, items in details),
         )
@@ -314,7 +326,7 @@ CLAIMS = (
     Claim(
         "ranked_minus_binary",
         "Preference modeling gains more over imitation on ranked than on binary tasks.",
-        "figure 3; the primary statistic",
+        "the primary statistic; figure 3: +0.210 and −0.008 at 52B, difference +0.217",
         "mean accuracy gain of preference modeling over imitation, ranked tasks minus binary tasks",
         "supported if the interval is above 0; contradicted if below",
         _ranked_minus_binary,
@@ -322,7 +334,7 @@ CLAIMS = (
     Claim(
         "ranked_gain",
         "Ranked preference modeling does far better than imitation learning.",
-        "section 3, figures 3 and 14",
+        "section 3, figures 3 and 14: mean gain +0.210 at 52B",
         "mean accuracy gain of preference modeling over imitation on the ranked tasks",
         "supported if the interval is above 0; contradicted if below",
         _gain_of("ranked", direction),
@@ -330,7 +342,7 @@ CLAIMS = (
     Claim(
         "binary_equal",
         "Binary discrimination and imitation learning perform about equally.",
-        "section 3, figures 3 and 15",
+        "section 3, figures 3 and 15: mean gain −0.008 at 52B",
         "mean accuracy gain of preference modeling over imitation on the binary tasks",
         f"supported if the interval is within ±{MARGIN}; contradicted if wholly outside",
         _gain_of("binary", equality),
@@ -338,7 +350,7 @@ CLAIMS = (
     Claim(
         "ranked_scaling",
         "Ranked preference modeling scales with model size at least as well as imitation.",
-        "section 3, figures 3 and 14",
+        "section 3, figure 3: about +0.027 per factor of 10 from 13M to 52B",
         "least-squares slope, against log10 N, of the mean gain on the ranked tasks",
         f"supported if the interval is above -m, contradicted if below; m = {MARGIN} over the range of sizes "
         f"({MIN_SIZES} sizes or more)",
@@ -366,7 +378,7 @@ CLAIMS = (
         "pmp_helps",
         "Preference model pre-training improves finetuning where data are few. (The paper: above about 1B "
         "parameters; below 200M it found nothing, so nothing is expected here.)",
-        "section 4, figures 4 and 5",
+        "section 4, figures 4 and 5: mean accuracy 0.403 to 0.501 at 500 pairs, 52B",
         f"mean accuracy of finetuning from binary PMP minus without PMP, at about {SMALL_DATA} pairs",
         "supported if the interval is above 0; contradicted if below",
         _pmp_gain("lm"),
@@ -374,7 +386,7 @@ CLAIMS = (
     Claim(
         "binary_pmp",
         "Binary PMP transfers better than ranked PMP.",
-        "section 4, figure 18",
+        "section 4, figure 18: about +0.05 at 500 pairs",
         f"mean accuracy of finetuning from binary PMP minus from ranked PMP, at about {SMALL_DATA} pairs",
         "supported if the interval is above 0; contradicted if below",
         _pmp_gain("ranked"),
@@ -383,7 +395,7 @@ CLAIMS = (
         "symbols_weak",
         "Pre-training on a weakly scrambled ranking helps finetuning on the true one. (The positive control "
         "for PMP.)",
-        "appendix C.6, figure 33",
+        "appendix C.6, figure 33: 0.895 against 0.610 at 500 pairs, 13B",
         f"accuracy on T0 from T1 minus without PMP, at about {SMALL_DATA} pairs",
         "supported if the interval is above 0; contradicted if below",
         _symbols(_weak_helps, ("T1", "lm")),
@@ -391,7 +403,7 @@ CLAIMS = (
     Claim(
         "symbols_order",
         "The more a ranking is scrambled, the less pre-training on it helps.",
-        "appendix C.6, figure 33",
+        "appendix C.6, figure 33: 0.895, 0.839, 0.739, 0.556 at 500 pairs",
         f"drop in accuracy on T0 per level of scrambling (slope over T1 to T4), at about {SMALL_DATA} pairs",
         "supported if the interval is above 0; contradicted if below",
         _symbols(_order, ("T1", "T2", "T3", "T4")),
@@ -400,7 +412,7 @@ CLAIMS = (
         "symbols_binary",
         "Binary pre-training does about as well as a moderate scramble: between moderate and strong. (In the "
         "paper's figure at 500 pairs it is below both.)",
-        "appendix C.6, figure 33",
+        "appendix C.6, figure 33: 0.715 at 500 pairs",
         f"the smaller of T2 minus Tb and Tb minus T3 in accuracy on T0, at about {SMALL_DATA} pairs",
         "supported if both intervals are above 0; contradicted if one is below",
         _symbols(_binary_between, ("T2", "T3", "Tb"), all_must_hold=True),
@@ -410,10 +422,6 @@ CLAIMS = (
 
 def _nearest(pairs: Sequence[int]) -> int:
     return min(pairs, key=lambda p: (abs(math.log(p / SMALL_DATA)), p))
-
-
-def _size(n: int) -> str:
-    return f"{n / 1e6:.1f}M" if n >= 1e6 else f"{n / 1e3:.0f}k"
 
 
 _T = TypeVar("_T")

@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT_TWIN = {"word_order": "word_order_label"}  # a ranked task -> the same comparisons in label form
+TASK_NAMES = {
+    "word_order": "Word order",
+    "line_order": "Line order",
+    "order_label": "Intact or mixed?",
+    "docstring_match": "Docstring match",
+    "word_order_label": "Word order as labels",
+    "symbols:T0": "Symbols",
+}
 TRIVIAL = ("chance", "majority", "shorter", "longer", "bag_of_words")
 RANKER = {"preference": "reward", "imitation": "mean_logp", "untuned": "mean_logp"}
 FIT_METRICS = (
@@ -47,6 +55,19 @@ def _arm_key(arm: Mapping[str, Any]) -> tuple:
     baseline."""
     blank = {"untuned": ("stage", "init", "pairs_total"), "baseline": ("stage", "init", "pairs_total", "N")}
     return tuple(None if column in blank.get(arm["objective"], ()) else arm[column] for column in _ARM)
+
+
+def task_name(task: str) -> str:
+    """A task's name for readers; a user's file goes by its own."""
+    return TASK_NAMES.get(task, Path(task).stem if "/" in task else task)
+
+
+def size_name(n: float) -> str:
+    """12288 -> 12k, 2654208 -> 2.7M."""
+    for unit, symbol in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if n >= unit:
+            return f"{n / unit:.1f}{symbol}" if unit > 1e3 and n < 9.95 * unit else f"{n / unit:.0f}{symbol}"
+    return f"{n:.0f}"
 
 
 class Study:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from hhh_jax.figures import style
-from hhh_jax.summary import FORMAT_TWIN, PM_GAIN
+from hhh_jax.summary import FORMAT_TWIN, PM_GAIN, task_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,7 @@ def gain(table: "pd.DataFrame") -> "Figure":
         color, _ = KINDS[kind_of(task)]
         line = rows[rows["task"] == task]
         dashes = [(0, ()), (0, (4, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5))][index % 4]
-        label = f"{style.task_name(task)} ({kind_of(task)})"
+        label = f"{task_name(task)} ({kind_of(task)})"
         ax.plot(
             line["N"].astype(float),
             line["value"],
@@ -71,7 +71,7 @@ def tasks(table: "pd.DataFrame") -> "Figure":
     figure, axes = style.new_figure(columns, -(-len(names) // columns), sharey=True)
     for ax, task in zip(axes.flat, names, strict=False):
         accuracy_panel(ax, table, task)
-        ax.set_title(f"{style.task_name(task)} ({kind_of(task)})")
+        ax.set_title(f"{task_name(task)} ({kind_of(task)})")
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
     for ax in axes[:, 0]:
@@ -118,7 +118,7 @@ def task_or_format(table: "pd.DataFrame") -> "Figure":
     middle.sharey(left)
     for ax, name, title in ((left, task, "as ranked pairs"), (middle, twin, "as labels")):
         accuracy_panel(ax, table, name)
-        ax.set_title(f"{style.task_name(task)} {title}")
+        ax.set_title(f"{task_name(task)} {title}")
     left.set_ylabel("test accuracy")
     style.zero_line(right)
     for name, label, color, marker, shift in (
@@ -127,7 +127,7 @@ def task_or_format(table: "pd.DataFrame") -> "Figure":
     ):
         style.band(right, gains[gains["task"] == name], "N", label, color, marker, shift)
     style.size_axis(right, sorted(gains["N"].astype(float).unique()))
-    right.set_ylabel("accuracy gain over imitation")
-    right.set_title("Preference modeling minus imitation")
+    right.set_ylabel("accuracy gain")
+    right.set_title("Gain over imitation")
     style.legend_below(figure, [left, middle, right], columns=5)
     return figure

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from hhh_jax.figures import style
-from hhh_jax.summary import BINARY_GAIN, PMP_GAIN, pmp_source
+from hhh_jax.summary import BINARY_GAIN, PMP_GAIN, pmp_source, size_name, task_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +44,7 @@ def pmp_pairs(table: "pd.DataFrame") -> "Figure":
     for ax in axes[0]:
         style.pairs_axis(ax, sorted(gains["pairs_total"].astype(float).unique()))
     left.set_ylabel("accuracy, mean over tasks")
-    left.set_title(f"With and without PMP (N = {style.size_name(n)})")
+    left.set_title(f"With and without PMP (N = {size_name(n)})")
     right.set_ylabel("accuracy gain")
     right.set_title("PMP minus no PMP")
     style.legend_below(figure, [left, right])
@@ -75,11 +75,11 @@ def pmp_tasks(table: "pd.DataFrame") -> "Figure":
             error = [rows["value"] - rows["lo"], rows["hi"] - rows["value"]]
             label = f"{pairs} pairs" if len(sources) == 1 else f"{pmp_source(init)}, {pairs} pairs"
             ax.errorbar(rows["value"], y, xerr=error, color=color, fmt="o", elinewidth=1.1, label=label)
-        ax.set_yticks(range(len(names)), ["Mean" if t == "mean:all" else style.task_name(t) for t in names])
+        ax.set_yticks(range(len(names)), ["Mean" if t == "mean:all" else task_name(t) for t in names])
         ax.set_ylim(len(names) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
         ax.set_xlabel("accuracy gain of PMP")
-        ax.set_title(f"PMP minus no PMP, N = {style.size_name(n)}")
+        ax.set_title(f"PMP minus no PMP, N = {size_name(n)}")
     style.legend_below(figure, list(axes[0]))
     return figure
 
@@ -104,7 +104,7 @@ def binary_ranked(table: "pd.DataFrame") -> "Figure":
                 line["pairs_total"].astype(float),
                 line["value"],
                 color=color,
-                label=style.task_name(task),
+                label=task_name(task),
                 **style_,
             )
         label = f"mean, PMP on {init.removeprefix('pmp:')}"
@@ -113,7 +113,7 @@ def binary_ranked(table: "pd.DataFrame") -> "Figure":
         )
     style.pairs_axis(ax, sorted(means["pairs_total"].astype(float).unique()))
     ax.set_ylabel("accuracy gain")
-    ax.set_title(f"Binary minus ranked PMP (N = {style.size_name(n)})")
+    ax.set_title(f"Binary minus ranked PMP (N = {size_name(n)})")
     style.legend_below(figure, [ax], columns=3)
     return figure
 
@@ -137,6 +137,6 @@ def symbols(table: "pd.DataFrame") -> "Figure":
             style.band(ax, pooled, "pairs_total", label, color, marker, shift)
     style.pairs_axis(ax, sorted(rows["pairs_total"].astype(float).unique()))
     ax.set_ylabel("test accuracy on T0")
-    ax.set_title(f"Symbols (N = {style.size_name(rows['N'].iloc[0])})")
+    ax.set_title(f"Symbols (N = {size_name(rows['N'].iloc[0])})")
     style.legend_below(figure, [ax], columns=3)
     return figure

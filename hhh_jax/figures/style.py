@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hhh_jax.summary import size_name
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
@@ -18,11 +20,12 @@ PANEL = (3.1, 2.6)  # inches
 RC: dict[str, Any] = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
-    "legend.frameon": False, "legend.handlelength": 1.8, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GRAY,
-    "axes.labelcolor": BLACK, "text.color": BLACK, "xtick.color": GRAY, "ytick.color": GRAY,
+    "legend.frameon": False, "legend.handlelength": 1.8,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": GRAY, "axes.labelcolor": BLACK,
+    "text.color": BLACK, "xtick.color": GRAY, "ytick.color": GRAY,
     "xtick.labelcolor": BLACK, "ytick.labelcolor": BLACK, "axes.grid": True, "axes.axisbelow": True,
     "grid.color": "#ececec", "grid.linewidth": 0.7, "lines.linewidth": 1.6, "lines.markersize": 4.5,
-    "figure.dpi": 100, "savefig.dpi": 200, "pdf.fonttype": 42,
+    "figure.dpi": 100, "savefig.dpi": 200, "pdf.fonttype": 3,
 }  # fmt: skip
 
 OBJECTIVES = {  # objective -> name, color, marker
@@ -37,10 +40,6 @@ BASELINES = {  # ranker -> name, dashes of its thin line
     "longer": ("longer", (0, (6, 2))),
     "bag_of_words": ("bag of words", (0, (6, 2, 1, 2))),
 }
-TASKS = {
-    "word_order": "Word order", "line_order": "Line order", "order_label": "Intact or mixed?",
-    "docstring_match": "Docstring match", "word_order_label": "Word order as labels", "symbols:T0": "Symbols",
-}  # fmt: skip
 
 
 class NoRows(Exception):
@@ -69,19 +68,6 @@ def need(rows: "pd.DataFrame", what: str) -> "pd.DataFrame":
     if not len(rows):
         raise NoRows(f"no rows of {what}")
     return rows
-
-
-def task_name(task: str) -> str:
-    """A title for a task; a user's file gets its own name."""
-    return TASKS.get(task, Path(task).stem if "/" in task else task)
-
-
-def size_name(n: float) -> str:
-    """12288 -> 12k, 2654208 -> 2.7M."""
-    for unit, symbol in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if n >= unit:
-            return f"{n / unit:.1f}{symbol}" if n / unit < 9.95 else f"{n / unit:.0f}{symbol}"
-    return f"{n:.0f}"
 
 
 def size_axis(ax: "Axes", sizes: Sequence[float]) -> None:
