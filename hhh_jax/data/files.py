@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import json
 import numbers
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 from hhh_jax.data.records import SPLITS, Counts, Document, Pair
 from hhh_jax.errors import UserError
@@ -27,6 +28,7 @@ from hhh_jax.errors import UserError
 MAX_BYTES = 4 * 2**20  # of a line, and of a document of a .txt file
 BAD_ROWS = ("error", "drop")
 HELD_OUT_SHARE = 0.1
+_TOO_LONG = f"longer than {MAX_BYTES} bytes"
 JSON_LINES, TEXT = (".jsonl", ".jsonl.gz"), (".txt", ".txt.gz")
 
 Record = TypeVar("Record", Pair, Document)
@@ -130,7 +132,8 @@ def _pair(row: Row, place: str) -> Pair:
     if good == bad:
         raise BadRow("both sides are equal")
     name = _name(row, "id") or place
-    return Pair(name, context, good, bad, _name(row, "group") or context or name)
+    same_context = f"context {hashlib.sha256(context.encode()).hexdigest()[:12]}" if context.strip() else name
+    return Pair(name, context, good, bad, _name(row, "group") or same_context)
 
 
 def _document(row: Row, place: str) -> Document:
@@ -186,23 +189,23 @@ def _rows(path: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, Row | Bad
     parse = _text_rows if path.endswith(TEXT) else _json_rows
     try:
         with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as stream:
-            yield from parse(_lines(stream, Path(path).name))
+            yield from parse(_lines(cast(BinaryIO, stream), Path(path).name))
     except OSError as error:
         raise UserError(f"{path}: can't be read: {error.strerror or error}") from None
 
 
-def _lines(stream: IO[bytes], name: str) -> Iterator[tuple[str, bytes | BadRow]]:
+def _lines(stream: BinaryIO, name: str) -> Iterator[tuple[str, bytes | BadRow]]:
     """(place, line without its end); a line over MAX_BYTES or the end of a broken gzip comes as a BadRow."""
     number = 0
     while True:
         number += 1
         place = f"{name}:{number}"
         try:
-            line = stream.readline(MAX_BYTES + 1)
+            line = stream.readline(MAX_BYTES + 2)
             if not line:
                 return
             complete = line.endswith(b"\n")
-            too_long = len(line.rstrip(b"\r\n")) > MAX_BYTES or (len(line) > MAX_BYTES and not complete)
+            too_long = len(line.rstrip(b"\r\n")) > MAX_BYTES
             while too_long and not complete:
                 more = stream.readline(MAX_BYTES)
                 complete = not more or more.endswith(b"\n")
@@ -211,7 +214,7 @@ def _lines(stream: IO[bytes], name: str) -> Iterator[tuple[str, bytes | BadRow]]
             return
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
-        yield place, BadRow(f"longer than {MAX_BYTES} bytes") if too_long else line.rstrip(b"\r\n")
+        yield place, BadRow(_TOO_LONG) if too_long else line.rstrip(b"\r\n")
 
 
 def _json_rows(lines: Iterable[tuple[str, bytes | BadRow]]) -> Iterator[tuple[str, Row | BadRow]]:
@@ -230,24 +233,21 @@ def _json_rows(lines: Iterable[tuple[str, bytes | BadRow]]) -> Iterator[tuple[st
 
 def _text_rows(lines: Iterable[tuple[str, bytes | BadRow]]) -> Iterator[tuple[str, Row | BadRow]]:
     """A row for every block between blank lines, at the place of its first line."""
-    start, block, size, bad = "", [], 0, None
-    for place, line in lines:
-        if isinstance(line, bytes) and not line.strip():
-            if start:
-                yield start, bad or {"text": b"\n".join(block)}
-            start, block, size, bad = "", [], 0, None
-            continue
-        start = start or place
+    start, size = "", 0
+    block: list[bytes] = []
+    bad: BadRow | None = None
+    for place, line in itertools.chain(lines, [("", b"")]):
         if isinstance(line, BadRow):
-            bad = bad or line
-        elif (size := size + len(line) + 1) > MAX_BYTES:
-            bad = bad or BadRow(f"longer than {MAX_BYTES} bytes", ": put a blank line between documents")
-        if bad:
-            block = []
-        else:
-            block.append(line)
-    if start:
-        yield start, bad or {"text": b"\n".join(block)}
+            start, bad = start or place, bad or line
+        elif line.strip():
+            start, size = start or place, size + len(line) + 1
+            if size <= MAX_BYTES:
+                block.append(line)
+            else:
+                block, bad = [], bad or BadRow(_TOO_LONG, ": put a blank line between documents")
+        elif start:
+            yield start, bad or {"text": b"\n".join(block)}
+            start, size, block, bad = "", 0, [], None
 
 
 def _tfds_rows(folder: Path) -> Iterator[tuple[str, Row | BadRow]]:
@@ -274,5 +274,7 @@ def _tfds_rows(folder: Path) -> Iterator[tuple[str, Row | BadRow]]:
             for number in range(len(source)):
                 row = {**source[number], "split": None if split == "train" else split}
                 yield f"{folder.name}/{split}[{number}]", row
-    except (RuntimeError, ValueError, OSError, ImportError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # protobuf, array_record and others raise what they like
         raise UserError(f"{folder}: TFDS can't read it: {error}") from None

@@ -40,6 +40,7 @@ _MIN_CHARACTERS = 40  # of a document
 _MIN_SHARED = 30  # characters of a line that counts as copied
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,22 @@ class Module:
             return ast.parse(self.text)
 
     @functools.cached_property
+    def definitions(self) -> list[tuple[Definition, bool]]:
+        """Every function, method and class in order, and whether it is inside a function."""
+        return list(_definitions(self.tree, False))
+
+    @functools.cached_property
     def lines(self) -> list[str]:
         """The source lines; `lines[node.lineno - 1]` is where a node starts."""
         return re.split(r"\r\n|\r|\n", self.text)
+
+
+def _definitions(node: ast.AST, inner: bool) -> Iterator[tuple[Definition, bool]]:
+    for field in ("body", "handlers", "orelse", "finalbody", "cases"):  # all that holds statements
+        for child in getattr(node, field, ()):
+            if isinstance(child, Definition):
+                yield child, inner
+            yield from _definitions(child, inner or isinstance(child, FunctionNode))
 
 
 @dataclass(frozen=True)
@@ -172,17 +186,9 @@ def copied(lines: Iterable[str]) -> bool:
     return any(bare_line(line) in shared_lines() for line in lines)
 
 
-def functions(module: Module) -> Iterator[FunctionNode]:
+def functions(module: Module) -> list[FunctionNode]:
     """Functions and methods that aren't inside another function, in order."""
-
-    def inside(node: ast.AST) -> Iterator[FunctionNode]:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, FunctionNode):
-                yield child
-            else:
-                yield from inside(child)
-
-    return inside(module.tree)
+    return [node for node, inner in module.definitions if isinstance(node, FunctionNode) and not inner]
 
 
 def functions_source(module: Module) -> Iterator[tuple[int, str]]:
@@ -197,12 +203,12 @@ def line_numbers(node: ast.stmt | ast.expr) -> range:
 
 
 def docstrings(module: Module) -> Iterator[tuple[int, str]]:
-    """(line of the definition, cleaned docstring) of the module, its classes and its functions, unordered."""
-    for node in ast.walk(module.tree):
-        if isinstance(node, ast.Module | ast.ClassDef | FunctionNode):
-            text = ast.get_docstring(node)
-            if text:
-                yield getattr(node, "lineno", 0), text
+    """(line of the definition, cleaned docstring) of the module, its classes and its functions, in order."""
+    nodes: list[ast.Module | Definition] = [module.tree, *(node for node, _ in module.definitions)]
+    for node in nodes:
+        text = ast.get_docstring(node)
+        if text:
+            yield getattr(node, "lineno", 0), text
 
 
 def comments(module: Module) -> Iterator[tuple[int, str]]:

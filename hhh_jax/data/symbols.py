@@ -13,6 +13,7 @@ import functools
 import itertools
 import random
 import string
+from collections.abc import Iterator
 
 from hhh_jax.data.records import Pair
 from hhh_jax.errors import UserError
@@ -85,7 +86,7 @@ def _unordered_pairs(split: str, seed: int) -> list[tuple[str, str]]:
     return _order_of_pairs(seed)[start:stop]
 
 
-def _labeled(split: str, seed: int):
+def _labeled(split: str, seed: int) -> Iterator[Pair]:
     symbols = ranking("Tb", seed)
     good_half = set(symbols[: len(symbols) // 2])
     rng = random.Random(f"labeled {split} {seed}")

@@ -31,6 +31,8 @@ FIRST, SECOND = " 1", " 2"
 # In characters: then all but one in a hundred sides stay within 64 tokens of a vocabulary of 1024.
 _WINDOW, _LINES, _HEADER, _SENTENCE = 90, 92, 60, 90
 
+_LONG = ('"""', "'''", "\\")  # one of them is in every string of several lines
+
 
 def pairs(task: str, split: str, seed: int = 0) -> list[Pair]:
     """All pairs of `task` in `split`, shuffled by `seed`: the first k are a fair sample.
@@ -56,12 +58,11 @@ def word_order(split: str, seed: int) -> Iterator[Pair]:
 def word_order_label(split: str, seed: int) -> Iterator[Pair]:
     """The pairs of `word_order`, under the same ids: both texts in the context, the answer " 1" or " 2"."""
     for number, pair in enumerate(word_order(split, seed)):
-        texts, labels = [pair.good, pair.bad], [FIRST, SECOND]
+        first, second, right, wrong = pair.good, pair.bad, FIRST, SECOND
         # Pairs 2i and 2i + 1 are one chain; the first of them has the better text first in every other chain.
         if (number + number // 2) % 2:
-            texts.reverse()
-            labels.reverse()
-        yield Pair(pair.id, f"1: {texts[0]}\n2: {texts[1]}\nBetter:", *labels, pair.group)
+            first, second, right, wrong = pair.bad, pair.good, SECOND, FIRST
+        yield Pair(pair.id, f"1: {first}\n2: {second}\nBetter:", right, wrong, pair.group)
 
 
 def line_order(split: str, seed: int) -> Iterator[Pair]:
@@ -89,7 +90,7 @@ def docstring_match(split: str, seed: int) -> Iterator[Pair]:
     Functions are matched with functions and classes with classes. Every sentence is good once and bad once,
     so that it says nothing by itself.
     """
-    items = list(_definitions(split))
+    items = _definitions(split)
     for keyword in ("def", "class"):
         ring = [item for item in items if item[2].startswith(keyword)]
         random.Random(f"docstring_match {keyword} {split} {seed}").shuffle(ring)
@@ -154,18 +155,19 @@ def _orders_by_inversions(n: int) -> dict[int, list[tuple[int, ...]]]:
     return orders
 
 
-def _windows(split: str) -> Iterator[tuple[str, str, list[str]]]:
+@functools.cache
+def _windows(split: str) -> list[tuple[str, str, list[str]]]:
     """(key, file, words): the first 10 to 16 words of sentences, less a final stop; no window twice."""
-    seen = set()
+    found: dict[tuple[str, ...], tuple[str, str, list[str]]] = {}
     for module in stdlib.modules("tasks", split):
         for line, text in sorted([*stdlib.docstrings(module), *stdlib.comments(module)]):
             for number, sentence in enumerate(_sentences(text)):
                 words = sentence.split()[:16]
                 while len(" ".join(words)) > _WINDOW:
                     words.pop()
-                if len(words) >= 10 and tuple(words) not in seen:
-                    seen.add(tuple(words))
-                    yield f"{module.path}:{line}:{number}", module.path, words
+                if len(words) >= 10:
+                    found.setdefault(tuple(words), (f"{module.path}:{line}:{number}", module.path, words))
+    return list(found.values())
 
 
 def _sentences(text: str) -> list[str]:
@@ -183,16 +185,16 @@ def _mostly_words(sentence: str) -> bool:
     return sum(match is not None for match in plain) >= 0.8 * len(plain)
 
 
-def _line_windows(split: str) -> Iterator[tuple[str, str, list[str]]]:
+@functools.cache
+def _line_windows(split: str) -> list[tuple[str, str, list[str]]]:
     """(key, file, lines): consecutive lines of a function's body, no two alike; no window twice."""
-    seen = set()
+    found: dict[tuple[str, ...], tuple[str, str, list[str]]] = {}
     for module in stdlib.modules("tasks", split):
         for node in stdlib.functions(module):
             for block in _code_blocks(module, node):
                 for number, lines in _cut_lines(block):
-                    if tuple(lines) not in seen:
-                        seen.add(tuple(lines))
-                        yield f"{module.path}:{number}", module.path, lines
+                    found.setdefault(tuple(lines), (f"{module.path}:{number}", module.path, lines))
+    return list(found.values())
 
 
 def _code_blocks(module: stdlib.Module, node: stdlib.FunctionNode) -> Iterator[list[tuple[int, str]]]:
@@ -200,7 +202,11 @@ def _code_blocks(module: stdlib.Module, node: stdlib.FunctionNode) -> Iterator[l
     body = node.body[1:] if ast.get_docstring(node) else node.body
     in_string = {
         number
-        for child in ast.walk(node)
+        for statement in body
+        if any(
+            mark in module.lines[number - 1] for number in stdlib.line_numbers(statement) for mark in _LONG
+        )
+        for child in ast.walk(statement)
         if isinstance(child, ast.Constant | ast.JoinedStr) and child.end_lineno != child.lineno
         for number in stdlib.line_numbers(child)
     }
@@ -233,22 +239,21 @@ def _cut_lines(block: list[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
             block = block[1:]
 
 
-def _definitions(split: str) -> Iterator[tuple[str, str, str, str]]:
+def _definitions(split: str) -> list[tuple[str, str, str, str]]:
     """(key, file, header, first sentence of the docstring) of functions and classes; no sentence twice."""
-    seen = set()
+    found: dict[str, tuple[str, str, str, str]] = {}
     for module in stdlib.modules("tasks", split):
-        for node in ast.walk(module.tree):
-            if isinstance(node, stdlib.FunctionNode | ast.ClassDef):
-                paragraph = stdlib.paragraphs(ast.get_docstring(node) or "")[0]
-                sentence = re.split(r"(?<=[.!?])\s", " ".join(" ".join(paragraph).split()))[0]
-                header = _header(node)
-                fits = 15 <= len(sentence) <= _SENTENCE and len(header) <= _HEADER
-                if fits and sentence not in seen and not stdlib.copied(paragraph):
-                    seen.add(sentence)
-                    yield f"{module.path}:{node.lineno}", module.path, header, sentence
+        for node, _ in module.definitions:
+            paragraph = stdlib.paragraphs(ast.get_docstring(node) or "")[0]
+            sentence = re.split(r"(?<=[.!?])\s", " ".join(" ".join(paragraph).split()))[0]
+            header = _header(node)
+            fits = 15 <= len(sentence) <= _SENTENCE and len(header) <= _HEADER
+            if fits and not stdlib.copied(paragraph):
+                found.setdefault(sentence, (f"{module.path}:{node.lineno}", module.path, header, sentence))
+    return list(found.values())
 
 
-def _header(node: stdlib.FunctionNode | ast.ClassDef) -> str:
+def _header(node: stdlib.Definition) -> str:
     if isinstance(node, ast.ClassDef):
         bases = ", ".join(map(ast.unparse, node.bases))
         return f"class {node.name}({bases}):" if bases else f"class {node.name}:"
