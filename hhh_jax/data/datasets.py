@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import random
+from collections import Counter
 
 from hhh_jax.data import files, stdlib, symbols, tasks
 from hhh_jax.data.records import SPLITS, Counts, Dataset, Document, Pair, content_sha
@@ -30,25 +31,26 @@ def load_pairs(
     """The pairs of a split (train, validation or test), shuffled by `seed`, at most `limit` of them.
 
     `seed` also makes the ranking of symbols and the permutations of tasks. `bad_rows` says whether a row of a
-    file that can't be used is an "error" or is dropped and counted ("drop"). The counts are those of all
-    splits of a file together. Raises UserError for an unknown name or split and for data that can't be used.
+    file that can't be used is an "error" or is dropped and counted ("drop"); as it has no split, every split
+    counts it. Raises UserError for an unknown name or split and for data that can't be used.
     """
     _check_name(name, PAIR_NAMES)
     _check_split(split)
     if name in tasks.TASKS:
-        records = tasks.pairs(name, split, seed)[:limit]
-    elif name in PAIR_NAMES:
-        records = symbols.pairs(name.removeprefix("symbols:"), split, seed, limit)
-    else:
-        rows, named, counts = files.read_pairs(name, bad_rows)
-        records = files.cut_split(rows, named, split, name)
-        random.Random(f"order {split} {seed}").shuffle(records)
-        return _dataset(name, records[:limit], counts)
-    return _dataset(name, records, Counts(len(records), len(records)))
+        return _dataset(name, tasks.pairs(name, split, seed)[:limit])
+    if name in PAIR_NAMES:
+        return _dataset(name, symbols.pairs(name.removeprefix("symbols:"), split, seed, limit))
+    rows, named, counts = files.read_pairs(name, bad_rows)
+    records = files.cut_split(rows, named, split, name)
+    random.Random(f"order {split} {seed}").shuffle(records)
+    return _dataset(name, records[:limit], counts)
 
 
 def load_documents(name: str, split: str, *, bad_rows: str = "error") -> Dataset:
-    """The documents of a split in the order of their source; otherwise as `load_pairs`."""
+    """The documents of a split in the order of their source; otherwise as `load_pairs`.
+
+    What is dropped of `stdlib` is counted in files.
+    """
     _check_name(name, DOCUMENT_NAMES)
     _check_split(split)
     if name == "stdlib":
@@ -57,7 +59,9 @@ def load_documents(name: str, split: str, *, bad_rows: str = "error") -> Dataset
     return _dataset(name, files.cut_split(rows, named, split, name), counts)
 
 
-def _dataset(name: str, records: list[Pair] | list[Document], counts: Counts) -> Dataset:
+def _dataset(name: str, records: list[Pair] | list[Document], source: Counts | None = None) -> Dataset:
+    dropped = Counter(source.dropped if source else {})
+    counts = Counts(len(records) + dropped.total(), len(records), dropped)
     return Dataset(name, list(records), counts, content_sha(records))
 
 

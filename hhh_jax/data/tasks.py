@@ -95,7 +95,8 @@ def docstring_match(split: str, seed: int) -> Iterator[Pair]:
         ring = [item for item in items if item[2].startswith(keyword)]
         random.Random(f"docstring_match {keyword} {split} {seed}").shuffle(ring)
         for (key, group, header, sentence), other in zip(ring, [*ring[1:], *ring[:1]], strict=True):
-            yield Pair(key, header, f"\n{sentence}", f"\n{other[3]}", group)
+            good, bad = (f'\n    """{text}"""' for text in (sentence, other[3]))
+            yield Pair(key, header, good, bad, group)
 
 
 TASKS: dict[str, Callable[[str, int], Iterator[Pair]]] = {

@@ -1,10 +1,14 @@
 """The standard library's pairs and a tokenizer for them, made once for all tests."""
 
 import pytest
+from hypothesis import settings
 
 from hhh_jax.data import stdlib, tasks
 from hhh_jax.data.records import SPLITS, Pair
 from hhh_jax.data.tokenizer import Tokenizer, train_tokenizer
+
+settings.register_profile("no deadline", deadline=None)  # a busy machine is not a bug
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
