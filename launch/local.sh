@@ -11,7 +11,7 @@
 #
 # Everything runs in the checkout's folder: paths in arguments are relative to it, those in variables to where you are.
 # The environment is .venv in the checkout, with the versions of constraints/ and with the cuda extra where nvidia-smi
-# answers. It is made anew when pyproject.toml or constraints/ change, or when an installation was interrupted;
+# answers. It is made anew when the packages of pyproject.toml or constraints/ change, or when an installation was interrupted;
 # otherwise nothing is installed and no network is needed.
 set -euo pipefail
 
@@ -53,7 +53,8 @@ find_python() {
 
 recipe() { # EXTRAS: all that an environment is made from; it is up to date if made from the same
     printf 'hhh_jax[%s] in %s\n' "$1" "$root"
-    cat "$root/pyproject.toml" "$root"/constraints/*.txt
+    sed '/^\[tool\./,$d' "$root/pyproject.toml"
+    cat "$root"/constraints/*.txt
 }
 made_from() { # STAMP EXTRAS
     [ -x "$python" ] && [ "$(cat "$venv/$1" 2>/dev/null)" = "$(recipe "$2")" ]
