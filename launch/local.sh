@@ -11,8 +11,8 @@
 #
 # Everything runs in the checkout's folder: paths in arguments are relative to it, those in variables to where you are.
 # The environment is .venv in the checkout, with the versions of constraints/ and with the cuda extra where nvidia-smi
-# answers. It is made anew when the packages of pyproject.toml or constraints/ change, or when an installation was interrupted;
-# otherwise nothing is installed and no network is needed.
+# answers. It is made anew when the packages that pyproject.toml and constraints/ ask for change, or when an
+# installation was interrupted; otherwise nothing is installed and no network is needed.
 set -euo pipefail
 
 here=$PWD
@@ -35,7 +35,10 @@ absolute() { # PATH: as seen from where the user is
 }
 
 find_python() {
-    local name found="" lacking=""
+    local name found="" lacking="" path=":$PATH:"
+    path=${path//:"$venv/bin":/:} # an activated .venv is about to be replaced
+    path=${path#:}
+    PATH=${path%:}
     for name in python3 python3.13 python3.12 python3.11 python; do
         found=$("$name" -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) and print(sys.executable)' \
             2>/dev/null) || continue
