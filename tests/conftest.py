@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 # Read when jax is imported, which the test modules do after this file.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HERE.parent / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
