@@ -19,6 +19,22 @@ def define_config() -> flags.FlagHolder:
     return config_flags.DEFINE_config_file("config", None, "A file of configs/, as configs/ranked.py:98k,task=word_order.")
 
 
+def config_arguments() -> list[str]:
+    """What was given of ``--config`` and its overrides, to hand on to another process."""
+    given = []
+    for i, argument in enumerate(sys.argv):
+        if re.match(r"--?config[.=]", argument):
+            given.append(argument)
+        elif argument in ("--config", "-config"):
+            given.append(f"--config={sys.argv[i + 1]}")
+    return given
+
+
+def config_path() -> str:
+    """What was given to ``--config``: ``FILE.py`` or ``FILE.py:ARGUMENT``."""
+    return next(argument.partition("=")[2] for argument in config_arguments() if argument.partition("=")[0].endswith("config"))
+
+
 def use_compilation_cache() -> None:
     """Keeps compiled programs on disk between processes; ``JAX_COMPILATION_CACHE_DIR`` names another place."""
     import jax

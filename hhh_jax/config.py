@@ -108,7 +108,8 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
     c.eval = {
         "rows": 32,  # of an evaluation batch
         "points": 8 if not lm else 1,  # evenly spaced validations; the best one's parameters are kept
-        "limit": 0,  # test and validation items each; 0 takes all
+        "limit": 0,  # test items; 0 takes all
+        "validation_limit": 0,  # validation items
         "curve": (),  # numbers of pairs seen at which the test set is read too, for curves within one run
         "tasks": (),  # of LM stages: tasks on whose test sets the untuned model is scored
     }
@@ -194,11 +195,8 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise UserError(f"config key model.max_positions is {m.max_positions}; rows have {c.data.row_length} tokens")
     if not c.seeds or len(set(c.seeds)) != len(c.seeds):
         raise UserError(f"config key seeds is {tuple(c.seeds)}; give one or more different numbers")
-    if c.data.max_tokens * 2 > c.data.row_length:
-        raise UserError(
-            f"config key data.max_tokens is {c.data.max_tokens}; both sides of a pair must fit a row of "
-            f"data.row_length = {c.data.row_length} tokens, so it can be {c.data.row_length // 2} at most"
-        )
+    if c.data.max_tokens * (2 if c.data.binarize else 1) > c.data.row_length:
+        raise UserError(f"config key data.max_tokens is {c.data.max_tokens}; rows have {c.data.row_length} tokens")
     if c.objective.name == "preference" and not (c.objective.lam > 0 and c.objective.mu >= 0):
         raise UserError("config keys objective.lam and objective.mu: lam must be above 0 and mu at least 0")
     if c.batch.rows % c.optim.accumulate:

@@ -26,7 +26,6 @@ from hhh_jax import config as config_lib
 from hhh_jax import evaluate, model, optim, sharding, stage_data, train
 from hhh_jax.checkpoint import Checkpoints, read_extra, restore_params
 from hhh_jax.data.loader import prefetch
-from hhh_jax.data.packing import tokenize_pairs
 from hhh_jax.data.tokenizer import Tokenizer
 from hhh_jax.errors import UserError
 from hhh_jax.record import Record, jsonable, write_json_atomic, write_text_atomic
@@ -360,6 +359,7 @@ def _finish(this: Run, state: train.State, extra: dict[str, Any], seconds: float
             "steps": this.total_steps,
             "tokens": extra["tokens"],
             "training_flops": flops,
+            "best_validation": np.asarray(state["best"]["value"]) if "best" in state else [],
             "parameters": model.count_params(this.step_config.model),
             "code_version": code_version(),
             "run_seconds": seconds,
@@ -389,7 +389,7 @@ def recompute_rows(checkpoint: str, task: str, split: str, selection: str) -> li
         this = Run(c, workdir, data, sc, _total_steps(c, data), tuple(extra["pretrain_seeds"]))
         return _results(this, state, (selection,))[0]
     records, counts = stage_data.read_pairs(c, name, split)
-    pairs = tokenize_pairs(records, tokenizer, c.data.max_tokens, counts, binarize=c.data.binarize)
+    pairs = stage_data.tokenized_pairs(c, records, tokenizer, counts)
     params = state["best"]["params"] if selection == "best" and "best" in state else state["params"]
     scorer = evaluate.Scorer(
         sc.model, params, len(c.seeds), mesh, c.eval.rows, c.data.row_length, c.data.slots, tokenizer.pad_id

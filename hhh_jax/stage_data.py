@@ -63,10 +63,25 @@ def load(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None, row_multiple
 
 
 def read_pairs(c: ml_collections.ConfigDict, name: str, split: str) -> tuple[list[Pair], Counts]:
-    """The pairs of a task or file in one split, cut to ``data.limit`` (train) or ``eval.limit`` (the others)."""
-    limit = c.data.limit if split == "train" else c.eval.limit
-    data = datasets.load_pairs(name, split, bad_rows=c.data.bad_rows, seed=c.data.seed, limit=limit or None)
+    """The pairs of a task or file in one split, cut to the config's limit for it."""
+    data = datasets.load_pairs(
+        name, split, bad_rows=c.data.bad_rows, seed=c.data.seed, limit=_limit(c, split) or None
+    )
     return data.records, data.counts
+
+
+def _limit(c: ml_collections.ConfigDict, split: str) -> int:
+    return {"train": c.data.limit, "validation": c.eval.validation_limit, "test": c.eval.limit}[split]
+
+
+def tokenized_pairs(
+    c: ml_collections.ConfigDict, records: Sequence[Pair], tokenizer: Tokenizer, counts: Counts
+) -> list[TokenizedPair]:
+    """Pairs in the form that the config asks for; what is dropped is counted in `counts`."""
+    d = c.data
+    return tokenize_pairs(
+        records, tokenizer, d.max_tokens, d.row_length, counts, binarize=d.binarize, share_context=d.share_context
+    )
 
 
 def test_pairs(c: ml_collections.ConfigDict, task: str, tokenizer: Tokenizer) -> tuple[list[TokenizedPair], str]:
@@ -74,20 +89,19 @@ def test_pairs(c: ml_collections.ConfigDict, task: str, tokenizer: Tokenizer) ->
     data = datasets.load_pairs(
         task, "test", bad_rows=c.data.bad_rows, seed=c.data.seed, limit=c.eval.limit or None
     )
-    return tokenize_pairs(data.records, tokenizer, c.data.max_tokens, data.counts), data.sha[:12]
+    return tokenized_pairs(c, data.records, tokenizer, data.counts), data.sha[:12]
 
 
 def _load_pairs(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None, row_multiple: int) -> StageData:
     tokenized, counts, shas = {}, {}, []
     for split in ("train", "validation", "test"):
-        limit = c.data.limit if split == "train" else c.eval.limit
         data = datasets.load_pairs(
-            c.data.source, split, bad_rows=c.data.bad_rows, seed=c.data.seed, limit=limit or None
+            c.data.source, split, bad_rows=c.data.bad_rows, seed=c.data.seed, limit=_limit(c, split) or None
         )
         if tokenizer is None:  # the training split comes first
             texts = (text for pair in data.records for text in (pair.context, pair.good, pair.bad))
             tokenizer = train_tokenizer(texts, c.model.vocab_size)
-        pairs = tokenize_pairs(data.records, tokenizer, c.data.max_tokens, data.counts, binarize=c.data.binarize)
+        pairs = tokenized_pairs(c, data.records, tokenizer, data.counts)
         if not pairs:
             raise UserError(f"{c.data.source}: no pair is left in its {split} split: {json.dumps(data.counts.as_dict())}")
         tokenized[split], counts[split] = pairs, data.counts.as_dict() | {"sha256": data.sha}
@@ -108,7 +122,7 @@ def _load_documents(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None) -
     counts, shas = {}, []
     for split in ("train", "validation", "test"):
         data = datasets.load_documents(c.data.source, split, bad_rows=c.data.bad_rows)
-        documents[split] = data.records[: c.eval.limit or None] if split != "train" else data.records
+        documents[split] = data.records if split == "train" else data.records[: _limit(c, split) or None]
         counts[split] = data.counts.as_dict() | {"sha256": data.sha}
         shas.append(data.sha[:4])
     if tokenizer is None:

@@ -1,7 +1,7 @@
 """One place that turns a name into records.
 
-Pairs: `word_order`, `line_order`, `order_label`, `docstring_match`, `word_order_label` (`tasks`),
-`symbols:T0` .. `symbols:T4` and `symbols:Tb` (`symbols`), or a path to the user's own (`files`). Documents:
+Pairs: `word_order`, `line_order`, `order_label`, `docstring_match`, `word_order_label`, `edits`
+(`tasks`), `symbols:T0` .. `symbols:T4` and `symbols:Tb` (`symbols`), or a path to the user's own (`files`). Documents:
 `stdlib`, or a path.
 """
 

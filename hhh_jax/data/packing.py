@@ -89,14 +89,22 @@ class TokenizedPair:
 
 
 def tokenize_pairs(
-    pairs: Sequence[Pair], tokenizer: Tokenizer, max_tokens: int, counts: Counts, *, binarize: bool = False
+    pairs: Sequence[Pair],
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    row_length: int,
+    counts: Counts,
+    *,
+    binarize: bool = False,
+    share_context: bool = True,
 ) -> list[TokenizedPair]:
     """Tokenizes context and response apart and truncates each side to `max_tokens`, end-of-context included.
 
-    Truncation takes the context from the left; response and end-of-context stay. What doesn't fit or has become equal
-    is moved in `counts` from kept to dropped.
+    Truncation takes the context from the left; response and end-of-context stay. A pair that still doesn't fit, or
+    whose sides are equal, is moved in `counts` from kept to dropped, with the reason.
 
     Args:
+      row_length: tokens of a row, which has to hold both sides of a pair.
       binarize: build from each ``A > B`` the two pairs ``GOOD:A > BAD:A`` and ``BAD:B > GOOD:B`` (section 4.1), with
         the context inside the sides, so that the two sides differ at their first token.
     """
@@ -109,18 +117,23 @@ def tokenize_pairs(
     for i, pair in enumerate(pairs):
         context, good, bad = ids[3 * i], np.append(ids[3 * i + 1], eoc), np.append(ids[3 * i + 2], eoc)
         longest = max(len(good), len(bad))
-        reason = "response longer than max_tokens" if longest > room else ""
-        if np.array_equal(good, bad):
+        # Both sides keep the same context, also where it would fit with the shorter one only.
+        context = context[max(0, len(context) - (room - longest)) :]
+        n_bytes = (len(pair.good.encode()), len(pair.bad.encode()))
+        whole = TokenizedPair(pair.id, pair.group, context, good, bad, n_bytes)
+        reason = ""
+        if longest > room:
+            reason = "response longer than max_tokens"
+        elif np.array_equal(good, bad):
             reason = "sides equal after tokenization"
+        elif not binarize and whole.n_tokens(share_context) > row_length:
+            reason = "both sides together longer than a row"
         if reason:
             counts.kept -= 1
             counts.dropped[reason] += 1
             continue
-        # Both sides keep the same context, also where it would fit with the shorter one only.
-        context = context[max(0, len(context) - (room - longest)) :]
-        n_bytes = (len(pair.good.encode()), len(pair.bad.encode()))
         if not binarize:
-            result.append(TokenizedPair(pair.id, pair.group, context, good, bad, n_bytes))
+            result.append(whole)
             continue
         none = context[:0]
         for side, size, label in ((good, n_bytes[0], 0), (bad, n_bytes[1], 1)):

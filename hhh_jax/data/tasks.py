@@ -5,6 +5,8 @@
 - `order_label` (binary, label form): is this text intact or mixed? The same two labels throughout.
 - `docstring_match` (binary, free-form): does this docstring belong to this function or class?
 - `word_order_label`: the comparisons of `word_order` posed as "which is better, 1 or 2?".
+- `edits` (ranked), for preference model pre-training alone: like the paper's Wikipedia edits, the better text has had
+  fewer of its words replaced by others of its page. It is made from the files that language models are pretrained on.
 
 A ranked item is a chain of three levels a < b < c of one hidden quality, which gives the pairs (a, b) and (b,
 c): the same text is bad in one and good in the other, so that seeing whether a text is corrupted doesn't rank
@@ -15,6 +17,7 @@ group is its file.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import itertools
 import random
@@ -25,6 +28,7 @@ from hhh_jax.data import stdlib
 from hhh_jax.data.records import Pair
 
 WORD_LEVELS = (0, 1, 2, 4, 8)  # Cayley distance: the least number of transpositions that restores the order
+EDIT_LEVELS = (0, 1, 2, 4)  # words replaced
 LINE_LEVELS = (0, 1, 2, 4, 6)  # Kendall distance: how many pairs of lines stand the wrong way round
 INTACT, MIXED = " intact", " mixed"
 FIRST, SECOND = " 1", " 2"
@@ -99,12 +103,35 @@ def docstring_match(split: str, seed: int) -> Iterator[Pair]:
             yield Pair(key, header, good, bad, group)
 
 
+def edits(split: str, seed: int) -> Iterator[Pair]:
+    """Ranked pairs under the title of their page, a module."""
+    windows = _windows(split, "pretraining")
+    pages: dict[str, list[str]] = {}
+    for _, group, words in windows:
+        pages.setdefault(group, []).extend(words)
+    for key, group, words in windows:
+        rng = random.Random(f"edits {key} {seed}")
+        edited = list(words)
+        places = rng.sample(range(len(words)), EDIT_LEVELS[-1])
+        texts = {}
+        chain = _chain(EDIT_LEVELS, rng)
+        for level in range(chain[-1] + 1):
+            if level:
+                edited[places[level - 1]] = rng.choice(pages[group])
+            if level in chain:
+                texts[level] = " ".join(edited)
+        for pair in _links(key, group, texts):
+            if pair.good != pair.bad:  # a word may have been replaced by itself
+                yield dataclasses.replace(pair, context=f"{group.removesuffix('.py').replace('/', '.')}: ")
+
+
 TASKS: dict[str, Callable[[str, int], Iterator[Pair]]] = {
     "word_order": word_order,
     "line_order": line_order,
     "order_label": order_label,
     "docstring_match": docstring_match,
     "word_order_label": word_order_label,
+    "edits": edits,
 }
 KINDS = {
     "word_order": "ranked",
@@ -112,6 +139,7 @@ KINDS = {
     "order_label": "binary",
     "docstring_match": "binary",
     "word_order_label": "binary",
+    "edits": "ranked",
 }
 
 
@@ -157,10 +185,10 @@ def _orders_by_inversions(n: int) -> dict[int, list[tuple[int, ...]]]:
 
 
 @functools.cache
-def _windows(split: str) -> list[tuple[str, str, list[str]]]:
+def _windows(split: str, purpose: str = "tasks") -> list[tuple[str, str, list[str]]]:
     """(key, file, words): the first 10 to 16 words of sentences, less a final stop; no window twice."""
     found: dict[tuple[str, ...], tuple[str, str, list[str]]] = {}
-    for module in stdlib.modules("tasks", split):
+    for module in stdlib.modules(purpose, split):
         for line, text in sorted([*stdlib.docstrings(module), *stdlib.comments(module)]):
             for number, sentence in enumerate(_sentences(text)):
                 words = sentence.split()[:16]

@@ -1,0 +1,138 @@
+"""The embedded study: the paper's comparisons on text that every machine has, at sizes that a CPU trains.
+
+    bash launch/local.sh study                  # at most 15 minutes on 2 cores
+    bash launch/local.sh study --preset=full    # hours: a fifth rung, more data, learning-rate grids, five seeds
+
+1. language-model pretraining at every rung: loss against N
+2. finetuning with each objective on two ranked and two binary tasks and a format twin: figures 3, 14, 15
+3. preference model pre-training on `edits` (pages of the standard library with words replaced), then finetuning: figures 4, 5, 18
+4. the symbols experiment: figure 33
+"""
+
+import ml_collections
+
+from hhh_jax import config
+from hhh_jax.study import Planned
+
+RANKED = ("word_order", "line_order")
+BINARY = ("order_label", "docstring_match")
+TWIN = "word_order_label"
+TASKS = (*RANKED, *BINARY, TWIN)
+
+
+def get_config(preset: str = ""):
+    """Numbers of the study; `preset` is empty or ``full``."""
+    if preset not in ("", "full"):
+        raise config.UserError(f"no preset {preset!r} of the embedded study; there is full, and none")
+    full = preset == "full"
+    c = ml_collections.ConfigDict()
+    c.name = preset or "embedded"
+    c.rungs = ("12k", "98k", "332k", "786k") + (("2.7m",) if full else ())
+    c.seeds = tuple(range(5 if full else 3))
+    c.pretrain_tokens = 1.2e6 if full else 1e6
+    c.pairs = 1800 if full else 600
+    c.epochs = 2.0 if full else 1.0
+    c.batch_pairs = 30
+    c.test_items = 0 if full else 1000
+    c.validation_items = 0 if full else 240
+    c.validations = 6 if full else 3
+    c.lr_multiple = 0.5
+    c.lr_grid = (0.15, 0.5, 1.5) if full else ()  # chosen for each rung, task and objective by validation, on one seed
+    c.pmp = {"rung": "332k", "source": "edits", "pairs": 3000 if full else 1500, "finetune_pairs": (120, 500)}
+    c.symbols = {"rung": "98k", "pairs": 20000 if full else 10000, "finetune_pairs": (100, 500, 2000) if full else (120, 500)}
+    return c
+
+
+def runs(c) -> list[Planned]:
+    """All runs, every one after those that it needs."""
+    return [*_baselines(c), *_pretraining(c), *_objectives(c), *_pmp(c), *_symbols(c)]
+
+
+def _run(c, stage: str, rung: str, task: str, init: str, **settings):
+    """A run's config with the study's numbers and then `settings`, by full field names."""
+    run = config.base_config(stage, rung)
+    run.seeds = c.seeds
+    run.labels.study = c.name
+    run.data.source = task
+    run.eval.limit = c.test_items
+    run.eval.validation_limit = c.validation_items
+    run.term_norms_every = 1  # one compiled program a rung rather than two
+    run.checkpoint.every_minutes = 1.0
+    if stage != "pretrain":
+        run.labels.init = init
+        run.batch.pairs = c.batch_pairs
+        run.epochs = c.epochs
+        run.eval.points = c.validations
+        run.data.limit = c.pairs
+        run.optim.lr_multiple = c.lr_multiple
+        if task == TWIN:
+            run.data.max_tokens = run.data.row_length - 4  # both texts are in the context
+    for name, value in settings.items():
+        section, _, key = name.rpartition(".")
+        (run[section] if section else run)[key] = value
+    return run
+
+
+def _baselines(c):
+    for task in TASKS:
+        yield Planned(f"baseline-{task}", None, baseline=(task, 0, c.pairs, c.test_items))
+
+
+def _pretraining(c):
+    for rung in c.rungs:
+        settings = {"tokens": c.pretrain_tokens, "eval.tasks": TASKS}
+        yield Planned(f"pretrain-{rung}", _run(c, "pretrain", rung, "stdlib", "", **settings))
+
+
+def _objectives(c):
+    for rung in c.rungs:
+        for task in TASKS:
+            ranked = "ranked" if task in RANKED else "binary"
+            for stage in ("imitation", ranked):
+                name = f"{stage}-{task}-{rung}"
+                grid = []
+                for multiple in c.lr_grid:
+                    tuned = _run(c, stage, rung, task, "lm", seeds=c.seeds[:1], **{"optim.lr_multiple": multiple})
+                    tuned.labels.intervention = f"lr_{multiple}"
+                    grid.append(Planned(f"{name}-lr_{multiple}", tuned, f"pretrain-{rung}"))
+                yield from grid
+                choose = tuple(run.name for run in grid)
+                yield Planned(name, _run(c, stage, rung, task, "lm"), f"pretrain-{rung}", choose)
+
+
+def _pmp(c):
+    rung, source = c.pmp.rung, c.pmp.source
+    arms = {"lm": f"pretrain-{rung}"}
+    for form in ("ranked", "binary"):
+        name = f"pmp-{source}-{form}-{rung}"
+        settings = {"data.limit": c.pmp.pairs, "data.binarize": form == "binary", "epochs": 1.0, "eval.points": 1}
+        yield Planned(name, _run(c, "pmp", rung, source, "lm", **settings), f"pretrain-{rung}")
+        arms[f"pmp:{source}:{form}"] = name
+    yield from _finetuning(c, rung, (*RANKED, *BINARY), arms, c.pmp.finetune_pairs, {})
+
+
+def _symbols(c):
+    rung = c.symbols.rung
+    arms = {"lm": f"pretrain-{rung}"}
+    settings = {"objective.mu": 0.0}
+    for variant in ("T0", "T1", "T2", "T3", "T4", "Tb"):
+        name = f"pmp-symbols-{variant}-{rung}"
+        more = {"data.limit": c.symbols.pairs, "data.binarize": False, "epochs": 1.0, "eval.points": 1}
+        yield Planned(
+            name, _run(c, "pmp", rung, f"symbols:{variant}", "lm", **settings, **more), f"pretrain-{rung}"
+        )
+        arms[f"pmp:symbols:{variant}:{'binary' if variant == 'Tb' else 'ranked'}"] = name
+    yield from _finetuning(c, rung, ("symbols:T0",), arms, c.symbols.finetune_pairs, settings)
+
+
+def _finetuning(c, rung, tasks, arms, numbers_of_pairs, settings):
+    """Preference modeling on every task from every arm's start, in runs of their own for each number of pairs."""
+    for task in tasks:
+        stage = "binary" if task in BINARY else "ranked"
+        for init, after in arms.items():
+            for pairs in numbers_of_pairs:
+                keep = "fresh" if init == "lm" else "keep"
+                more = {"data.limit": pairs, "init.score_head": keep}
+                start = init.replace(":", "_")
+                name = f"{stage}-{task.replace(':', '_')}-{rung}-from_{start}-{pairs}_pairs"
+                yield Planned(name, _run(c, stage, rung, task, init, **settings, **more), after)

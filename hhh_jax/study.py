@@ -1,0 +1,297 @@
+"""Many runs: expands a study into runs with their dependencies, does what is not done, gathers the table, reports.
+
+    python -m hhh_jax.study --config=configs/studies/embedded.py --workdir=DIR [--shard=i/n] [--workers=n] [--plan]
+
+A study is a file of configs/studies/ with two functions: ``get_config(preset)``, its numbers, and ``runs(config)``, its
+runs. It resumes: finished runs are skipped, a broken one is reported and the others go on.
+
+    DIR/runs/NAME/       one run each (hhh_jax.run), named by what it is
+        results.csv      all result rows, once every run is done; summary.csv what follows from them
+        study.json       what was run, where, and how long it took
+        figures/, report.html
+"""
+
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+from absl import flags
+
+from hhh_jax import cli
+from hhh_jax.errors import UserError
+
+FLOPS_PER_CORE = 2e10
+"""What small models get out of a CPU core, for the first estimate of time; finished runs correct it."""
+
+
+class Planned(NamedTuple):
+    """One run of a study.
+
+    Attributes:
+      name: of its directory, says what it is.
+      config: of `hhh_jax.run`; None for the trivial baselines of a task.
+      after: the run that it starts from; "" if none.
+      choose: runs whose validation decides this one's learning rate; empty if it is fixed.
+      baseline: (task, seed, training pairs, test pairs) of the trivial baselines.
+    """
+
+    name: str
+    config: ml_collections.ConfigDict | None
+    after: str = ""
+    choose: tuple[str, ...] = ()
+    baseline: tuple[str, int, int, int] | None = None
+
+
+def load_study(path: str) -> Any:
+    """The module of a study file ``FILE.py[:PRESET]``. Raises UserError if it is none."""
+    file = path.partition(":")[0]
+    spec = importlib.util.spec_from_file_location("study_config", file)
+    if not Path(file).is_file() or spec is None or spec.loader is None:
+        raise UserError(f"no study file {file}; see configs/studies/")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "runs"):
+        raise UserError(f"{file} is no study: it has no function runs(config)")
+    return module
+
+
+def chains(planned: Sequence[Planned]) -> list[list[Planned]]:
+    """The runs that depend on each other, directly or not, in the order of the plan; one list a chain."""
+    root: dict[str, str] = {}
+    for run in planned:
+        root[run.name] = root.get(run.after, run.after) if run.after else run.name
+    grouped: dict[str, list[Planned]] = {}
+    for run in planned:
+        grouped.setdefault(root[run.name], []).append(run)
+    return list(grouped.values())
+
+
+def flops(run: Planned) -> float:
+    """Estimated FLOPs of a run, its evaluations left out."""
+    from hhh_jax.run import estimated_flops
+
+    return estimated_flops(run.config) if run.config is not None else 0.0
+
+
+def shard(planned: Sequence[Planned], index: int, count: int) -> list[Planned]:
+    """Share ``index`` of ``count``: whole chains, dealt so that the shares take about as long; depends on the plan only."""
+    shares: list[list[Planned]] = [[] for _ in range(count)]
+    loads = [0.0] * count
+    for chain in sorted(chains(planned), key=lambda chain: -sum(map(flops, chain))):
+        least = loads.index(min(loads))
+        shares[least] += chain
+        loads[least] += sum(map(flops, chain))
+    names = {run.name for run in shares[index]}
+    return [run for run in planned if run.name in names]
+
+
+def is_done(workdir: Path, run: Planned) -> bool:
+    """Whether a run is finished."""
+    return (workdir / "runs" / run.name / "DONE.json").exists()
+
+
+def seconds_left(workdir: Path, planned: Sequence[Planned]) -> float:
+    """Estimated seconds of what is not done on one worker, at the speed of what is done, else at a guess."""
+    done = [run for run in planned if is_done(workdir, run) and run.config is not None]
+    spent = sum(json.loads((workdir / "runs" / run.name / "DONE.json").read_text())["run_seconds"] for run in done)
+    speed = sum(map(flops, done)) / spent if spent > 10 else FLOPS_PER_CORE
+    return sum(flops(run) for run in planned if not is_done(workdir, run)) / speed
+
+
+def execute(workdir: Path, planned: Sequence[Planned], say: Any = print) -> dict[str, str]:
+    """Does the runs of a plan in order, in this process.
+
+    Returns:
+      ``{name: reason}`` of the runs that broke or whose predecessor did; the others are finished.
+    """
+    broken: dict[str, str] = {}
+    for number, run in enumerate(planned, 1):
+        if is_done(workdir, run):
+            continue
+        needed = [name for name in (run.after, *run.choose) if name in broken]
+        started = time.monotonic()
+        try:
+            if needed:
+                raise UserError(f"needs {needed[0]}, which is broken")
+            _execute_one(workdir, run)
+            say(f"[{number}/{len(planned)}] {run.name}: {time.monotonic() - started:.0f} s")
+        except UserError as error:
+            broken[run.name] = str(error)
+            say(f"[{number}/{len(planned)}] {run.name}: BROKEN: {error}")
+        except Exception as error:  # the others go on; the traceback stays with the run
+            broken[run.name] = f"{type(error).__name__}: {error}"
+            path = workdir / "runs" / run.name / "error.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(traceback.format_exc(), encoding="utf-8")
+            say(f"[{number}/{len(planned)}] {run.name}: BROKEN: {broken[run.name].splitlines()[0]} (see {path})")
+    return broken
+
+
+def _execute_one(workdir: Path, run: Planned) -> None:
+    from hhh_jax import baselines
+    from hhh_jax.data import datasets
+    from hhh_jax.record import write_json_atomic
+    from hhh_jax.run import run as train_and_evaluate
+    from hhh_jax.run import write_lines
+    from hhh_jax.version import code_version
+
+    directory = workdir / "runs" / run.name
+    if run.baseline is not None:
+        task, seed, n_train, n_test = run.baseline
+        train = datasets.load_pairs(task, "train", seed=seed, limit=n_train or None)
+        test = datasets.load_pairs(task, "test", seed=seed, limit=n_test or None)
+        columns = {
+            "study": workdir.name, "run": run.name, "ladder": "cpu", "data_sha": train.sha[:6] + test.sha[:6],
+            "pairs_total": len(train.records), "code_version": code_version(),
+        }  # fmt: skip
+        rows, items = baselines.baseline_results(task, train.records, test.records, columns)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_lines(directory / "items.jsonl", items)
+        write_lines(directory / "rows.jsonl", rows)
+        write_json_atomic(directory / "DONE.json", {"code_version": code_version()})
+        return
+    assert run.config is not None
+    c = run.config.copy_and_resolve_references()
+    if run.after:
+        c.init.checkpoint = str(workdir / "runs" / run.after)
+    if run.choose:
+        c.optim.lr_multiple = _best_multiple(workdir, run.choose)
+    train_and_evaluate(c, directory, quiet=True)
+
+
+def _best_multiple(workdir: Path, names: Sequence[str]) -> float:
+    """The learning-rate multiple of the run with the highest validation value, mean over its seeds; first of equals."""
+
+    def read(name: str) -> tuple[float, float]:
+        directory = workdir / "runs" / name
+        values = json.loads((directory / "DONE.json").read_text())["best_validation"]
+        return sum(values) / len(values), json.loads((directory / "config.json").read_text())["optim.lr_multiple"]
+
+    return max((read(name) for name in names), key=lambda pair: pair[0])[1]
+
+
+def gather(workdir: Path, planned: Sequence[Planned], name: str, broken: dict[str, str]) -> None:
+    """Writes results.csv and study.json from the finished runs."""
+    import jax
+
+    from hhh_jax import model, results
+    from hhh_jax.record import write_json_atomic
+
+    rows, seconds, total, tokens = [], {}, 0.0, {}
+    for run in planned:
+        directory = workdir / "runs" / run.name
+        if not is_done(workdir, run):
+            continue
+        rows += [json.loads(line) for line in (directory / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+        done = json.loads((directory / "DONE.json").read_text())
+        seconds[run.name] = done.get("run_seconds", 0.0)
+        total += done.get("training_flops", 0.0)
+        if run.config is not None and run.config.stage == "pretrain":
+            n = done["parameters"]["n"]
+            tokens[str(n)] = done["tokens"] / len(run.config.seeds) / n
+    results.write_table([{**row, "study": name} for row in rows], workdir / "results.csv")
+    write_json_atomic(
+        workdir / "study.json",
+        {
+            "name": name,
+            "runs": len(planned),
+            "broken": broken,
+            "seconds": seconds,
+            "flops": total,
+            "tokens_per_parameter": tokens,
+            "machine": {
+                "cpu": platform.processor() or platform.machine(),
+                "cores": os.cpu_count(),
+                "device": jax.devices()[0].device_kind,
+                "jax": jax.__version__,
+                "python": platform.python_version(),
+            },
+            "parameters": {rung: model.count_params(model.ModelConfig(n, 32, 32))["n"] for rung, n in model.CPU_LADDER.items()},
+        },
+    )
+
+
+def _spawn_workers(workdir: Path, workers: int) -> int:
+    """Shares the study among processes on this machine, each with its part of the cores; the highest exit status."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    processes = []
+    for index in range(workers):
+        arguments = [*cli.config_arguments(), f"--workdir={workdir}", f"--shard={index}/{workers}"]
+        processes.append(subprocess.Popen([sys.executable, "-m", "hhh_jax.study", *arguments]))
+        if cores:  # small programs use one core well and two badly
+            os.sched_setaffinity(processes[-1].pid, cores[index::workers] or cores)
+    try:
+        return max(process.wait() for process in processes)
+    finally:
+        for process in processes:
+            process.terminate()
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(f"--shard={text}: give i/n with 0 <= i < n, as 0/4")
+    return int(index), int(count)
+
+
+def main(_: Sequence[str]) -> None:
+    study = load_study(cli.config_path())
+    c = _CONFIG.value
+    workdir = Path(_WORKDIR.value).absolute()
+    planned: list[Planned] = study.runs(c)
+    index, count = _parse_shard(_SHARD.value)
+    mine = shard(planned, index, count)
+    todo = [run for run in mine if not is_done(workdir, run)]
+    on_cpu = os.environ.get("JAX_PLATFORMS", "").startswith("cpu") or not _has_accelerator()
+    workers = _WORKERS.value or (min(len(chains(planned)), _cores()) if on_cpu and count == 1 else 1)
+    minutes = seconds_left(workdir, mine) / 60 / max(workers, 1)
+    where = f"share {index} of {count}, " if count > 1 else ""
+    print(f"{c.name}: {where}{len(mine)} runs, {len(mine) - len(todo)} done; about {minutes:.0f} minutes left", flush=True)
+    if _PLAN.value:
+        for run in planned:
+            print(f"  {'done' if is_done(workdir, run) else '    '} {run.name}" + (f" (after {run.after})" if run.after else ""))
+        return
+    cli.use_compilation_cache()
+    if todo and workers > 1 and count == 1:
+        _spawn_workers(workdir, workers)
+        broken = {run.name: "see above" for run in planned if not is_done(workdir, run)}
+    else:
+        broken = execute(workdir, mine, lambda line: print(line, flush=True))
+    if count > 1:
+        sys.exit(1 if broken else 0)
+    gather(workdir, planned, c.name, broken)
+    from hhh_jax.report import write_report
+
+    write_report(workdir)
+    if broken:
+        print(f"{len(broken)} of {len(planned)} runs are broken: {', '.join(list(broken)[:5])}; start again to retry them")
+    print(f"report: {workdir / 'report.html'}")
+    sys.exit(1 if broken else 0)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _has_accelerator() -> bool:
+    import jax
+
+    return jax.default_backend() != "cpu"
+
+
+if __name__ == "__main__":
+    _CONFIG = cli.define_config()
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the study.", required=True)
+    _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: do share i of n, in whole chains; gather later without it.")
+    _WORKERS = flags.DEFINE_integer("workers", 0, "Processes on this machine; 0: one a core on a CPU, else one.")
+    _PLAN = flags.DEFINE_bool("plan", False, "Print the plan and stop.")
+    cli.start(main)
