@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from hhh_jax.errors import UserError
@@ -49,6 +49,7 @@ def start(main: Callable[[Any], None]) -> None:
     """Runs ``main`` behind absl's flags. A UserError becomes one line on standard error and exit status 2."""
 
     def guarded(argv: Any) -> None:
+        logging.set_verbosity(logging.WARNING)
         try:
             main(argv)
         except UserError as error:

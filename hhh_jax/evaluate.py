@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from jax.sharding import Mesh
 
-from hhh_jax import sharding, stats
+from hhh_jax import cli, sharding, stats
 from hhh_jax.data.loader import document_batches, evaluation_batches
 from hhh_jax.data.packing import Batch, TokenizedPair
 from hhh_jax.model import ModelConfig, Params, hidden_states
@@ -56,14 +56,17 @@ class PairScores(NamedTuple):
     n_tokens_Px2: np.ndarray
     reward_GxPx2: np.ndarray | None
 
-    def margins(self, ranker: str) -> np.ndarray:
-        """Good side's score less the bad side's, float ``[G, P]``; ``ranker`` is ``reward`` or ``mean_logp``."""
+    def by(self, ranker: str) -> np.ndarray:
+        """The scores to rank by, ``[G, P, 2]``: ``reward``, or ``mean_logp``, the mean over response tokens."""
         if ranker == "reward":
-            scores_GxPx2 = self.reward_GxPx2
-        else:
-            assert self.logp_sum_GxPx2 is not None
-            scores_GxPx2 = self.logp_sum_GxPx2 / self.n_tokens_Px2
-        assert scores_GxPx2 is not None
+            assert self.reward_GxPx2 is not None
+            return self.reward_GxPx2
+        assert self.logp_sum_GxPx2 is not None
+        return self.logp_sum_GxPx2 / self.n_tokens_Px2
+
+    def margins(self, ranker: str) -> np.ndarray:
+        """Good side's score less the bad side's, float ``[G, P]``."""
+        scores_GxPx2 = self.by(ranker)
         return scores_GxPx2[..., 0] - scores_GxPx2[..., 1]
 
 
@@ -183,14 +186,14 @@ def pair_rows(scores: PairScores, seeds: Sequence[int], selection: str, rankers:
 def main(_: Sequence[str]) -> None:
     from hhh_jax import run
 
-    for row in run.recompute_rows(FLAGS.checkpoint, FLAGS.task, FLAGS.split, FLAGS.selection):
+    cli.use_compilation_cache()
+    for row in run.recompute_rows(_CHECKPOINT.value, _TASK.value, _SPLIT.value, _SELECTION.value):
         print(json.dumps(row))
 
 
-FLAGS = flags.FLAGS
 if __name__ == "__main__":
-    flags.DEFINE_string("checkpoint", None, "Directory of a finished run.", required=True)
-    flags.DEFINE_string("task", "", "Task or file of pairs to evaluate on; the run's own if not given.")
-    flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which part of it.")
-    flags.DEFINE_enum("selection", "best", ["best", "final"], "Parameters chosen on validation, or the last step's.")
-    app.run(main)
+    _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Directory of a finished run.", required=True)
+    _TASK = flags.DEFINE_string("task", "", "Task or file of pairs to evaluate on; the run's own if not given.")
+    _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which part of it.")
+    _SELECTION = flags.DEFINE_enum("selection", "best", ["best", "final"], "Parameters chosen on validation, or the last.")
+    cli.start(main)

@@ -13,6 +13,7 @@ What the paper leaves open, and what is chosen here (each is a field of `ModelCo
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -249,6 +250,7 @@ def abstract_params(config: ModelConfig, score_head: bool = False) -> Params:
     return jax.eval_shape(lambda key: init_params(config, key, score_head), jax.random.key(0))
 
 
+@functools.cache
 def count_params(config: ModelConfig) -> dict[str, int]:
     """Parameters of the real tree by kind.
 

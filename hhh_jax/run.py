@@ -64,7 +64,7 @@ def run(c: ml_collections.ConfigDict, workdir: str | Path, *, quiet: bool = Fals
     data = stage_data.load(c, tokenizer, sharding.row_multiple(mesh) * c.optim.accumulate)
     write_text_atomic(workdir / "tokenizer.json", data.tokenizer.to_json())
     write_json_atomic(workdir / "data.json", data.counts)
-    step_config = _step_config(c, data.tokenizer.vocab_size, mesh)
+    step_config = make_step_config(c, data.tokenizer.vocab_size, mesh)
     this = Run(c, workdir, data, step_config, _total_steps(c, data), _pretrain_seeds(c, source))
     with Checkpoints(workdir / "checkpoints", keep=c.checkpoint.keep) as checkpoints:
         restored = checkpoints.restore_latest(train.sharded_abstract_state(step_config))
@@ -96,7 +96,8 @@ def _claim(workdir: Path, c: ml_collections.ConfigDict) -> None:
         write_json_atomic(path, flat)
 
 
-def _step_config(c: ml_collections.ConfigDict, vocab_size: int, mesh: jax.sharding.Mesh) -> train.StepConfig:
+def make_step_config(c: ml_collections.ConfigDict, vocab_size: int, mesh: jax.sharding.Mesh) -> train.StepConfig:
+    """All that the run's compiled step depends on."""
     o = c.optim
     return train.StepConfig(
         model=config_lib.model_config(c, vocab_size),
@@ -258,20 +259,21 @@ def _validate(this: Run, state: train.State, step: int) -> tuple[train.State, di
         logp_GxD, n_D = evaluate.score_documents(scorer, this.data.validation)
         return state, {"validation_loss": -logp_GxD.sum(1) / max(n_D.sum(), 1)}
     ranker = RANKERS[this.config.objective.name]
-    scores = evaluate.score_pairs(scorer, this.data.validation, (_want(ranker),))
+    scores = evaluate.score_pairs(scorer, this.data.validation, (want(ranker),))
     accuracy_G = evaluate.right(scores.margins(ranker)).mean(1)
     select = train.compiled_selection(this.step_config)
     return select(state, accuracy_G.astype(np.float32), np.int32(step)), {"validation_accuracy": accuracy_G}
 
 
-def _want(ranker: str) -> str:
+def want(ranker: str) -> str:
+    """What `evaluate.score_pairs` has to compute for a ranker."""
     return "reward" if ranker == "reward" else "logp"
 
 
 def _curve_rows(this: Run, state: train.State, step: int) -> list[dict[str, Any]]:
     """The test set read on the way, for curves within one run; nothing is chosen by it."""
     ranker = RANKERS[this.config.objective.name]
-    scores = evaluate.score_pairs(_scorer(this, state["params"]), this.data.test, (_want(ranker),))
+    scores = evaluate.score_pairs(_scorer(this, state["params"]), this.data.test, (want(ranker),))
     rows = evaluate.pair_rows(scores, this.config.seeds, "final", (ranker,))
     where = {"curve": "within_run", "pairs_seen": step * this.config.batch.pairs}
     return [_row(this, row | where) for row in rows]
@@ -322,7 +324,7 @@ def _results(this: Run, state: train.State, selections: tuple[str, ...]) -> tupl
     for selection in selections:
         params = state["best"]["params"] if selection == "best" else state["params"]
         steps_G = np.asarray(state["best"]["step"]) if selection == "best" else np.full(len(seeds), this.total_steps)
-        scores = evaluate.score_pairs(_scorer(this, params), this.data.test, (_want(ranker),))
+        scores = evaluate.score_pairs(_scorer(this, params), this.data.test, (want(ranker),))
         for row in evaluate.pair_rows(scores, seeds, selection, (ranker,)):
             rows.append(row | {"pairs_seen": int(steps_G[seeds.index(row["seed"])]) * c.batch.pairs})
         items += evaluate.pair_items(scores, this.data.test, seeds, **where, selection=selection)
@@ -380,7 +382,7 @@ def recompute_rows(checkpoint: str, task: str, split: str, selection: str) -> li
     workdir = Path(checkpoint)
     c, tokenizer = load_config(workdir)
     mesh = sharding.make_mesh(**c.mesh)
-    sc = _step_config(c, tokenizer.vocab_size, mesh)
+    sc = make_step_config(c, tokenizer.vocab_size, mesh)
     state = load_state(workdir, sc)
     name = task or c.data.source
     extra = read_extra(workdir / "checkpoints")
@@ -395,7 +397,7 @@ def recompute_rows(checkpoint: str, task: str, split: str, selection: str) -> li
         sc.model, params, len(c.seeds), mesh, c.eval.rows, c.data.row_length, c.data.slots, tokenizer.pad_id
     )
     ranker = RANKERS[c.objective.name]
-    scores = evaluate.score_pairs(scorer, pairs, (_want(ranker),))
+    scores = evaluate.score_pairs(scorer, pairs, (want(ranker),))
     rows = evaluate.pair_rows(scores, tuple(c.seeds), selection, (ranker,))
     return [{"run": workdir.name, "task": name, "split": split} | row for row in rows]
 

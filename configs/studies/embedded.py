@@ -66,7 +66,7 @@ def _run(c, stage: str, rung: str, task: str, init: str, **settings):
         run.data.limit = c.pairs
         run.optim.lr_multiple = c.lr_multiple
         if task == TWIN:
-            run.data.max_tokens = run.data.row_length - 4  # both texts are in the context
+            run.data.max_tokens = 124  # both texts are in the context
     for name, value in settings.items():
         section, _, key = name.rpartition(".")
         (run[section] if section else run)[key] = value
@@ -80,7 +80,8 @@ def _baselines(c):
 
 def _pretraining(c):
     for rung in c.rungs:
-        settings = {"tokens": c.pretrain_tokens, "eval.tasks": TASKS}
+        # The twin's two texts are in the context.
+        settings = {"tokens": c.pretrain_tokens, "eval.tasks": TASKS, "data.max_tokens": 124}
         yield Planned(f"pretrain-{rung}", _run(c, "pretrain", rung, "stdlib", "", **settings))
 
 
