@@ -12,12 +12,15 @@ the features are words of the context times label.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hhh_jax.data.records import Pair
 from hhh_jax.stats import wilson
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -32,7 +35,7 @@ def baseline_scores(train_pairs: Sequence[Pair], test_pairs: Sequence[Pair]) -> 
         "bag_of_words": _right(_bag_of_words(train_pairs, test_pairs)),
     }
     if label := _first_label(train_pairs):
-        majority = np.sign(sum(1 if p.good == label else -1 for p in train_pairs))  # 0, a tie, decides nothing
+        majority = np.sign(sum(1 if p.good == label else -1 for p in train_pairs))  # 0 at a tie
         side_I = np.array([(p.good == label) * 1.0 - (p.bad == label) for p in test_pairs])
         scores["majority"] = _right(majority * side_I)
     return scores
@@ -88,7 +91,7 @@ def _bag_of_words(train_pairs: Sequence[Pair], test_pairs: Sequence[Pair]) -> np
             [f"{pair.context} \x00" for pair in train_pairs]
         )  # the last word stands for the label alone
 
-    def features(pairs: Sequence[Pair]):
+    def features(pairs: Sequence[Pair]) -> "csr_matrix":
         if label is None:
             return words.transform([p.good for p in pairs]) - words.transform([p.bad for p in pairs])
         side_I = np.array([(p.good == label) * 1.0 - (p.bad == label) for p in pairs])

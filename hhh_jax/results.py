@@ -112,7 +112,7 @@ def write_table(rows: Iterable[Mapping[str, Any]], path: str | os.PathLike) -> N
     for row in rows:
         if unknown := set(row) - set(COLUMNS):
             raise ValueError(f"unknown columns of a result row: {sorted(unknown)}")
-        cells.append([_cell(row.get(column)) for column in COLUMNS])
+        cells.append([_cell(row.get(column), column in FLOATS) for column in COLUMNS])
     cells.sort(key=lambda row: [_sort_key(cell) for cell in row])
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *cells])
@@ -232,13 +232,13 @@ def _grid(
     return seeds, ids, groups, values_SxI
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, is_float: bool) -> str:
     """A value as text: floats in their shortest exact form, whole numbers without a point, missing as ""."""
     if value is None or type(value).__name__ == "NAType" or value == "" or value != value:
         return ""
     if isinstance(value, bool | np.bool_):
         return str(bool(value)).lower()
-    if isinstance(value, float | np.floating):
+    if is_float or isinstance(value, float | np.floating):
         return repr(float(value))
     return str(int(value)) if isinstance(value, int | np.integer) else str(value)
 

@@ -77,13 +77,14 @@ def sample(
     return Sample(mean_Sx1 + excess_SxG * n_groups / weights_I.sum(), n_items)
 
 
-def draws(
+def deviations(
     samples: Sequence[Sample],
     coefficients: Sequence[float] | None = None,
     n_boot: int = N_BOOT,
     seed: int = 0,
-) -> tuple[float, np.ndarray]:
-    """The statistic sum_t coefficient_t * mean(sample_t) and its bootstrap draws [B].
+) -> tuple[float, np.ndarray, float]:
+    """The statistic sum_t coefficient_t * mean(sample_t), the deviations of its bootstrap draws from it [B],
+    and the factor, t / z, by which they are to be widened.
 
     The samples (tasks) have the same seeds, which are resampled jointly, and different items, which are
     resampled task by task. The k-th sample always meets the same resampled groups, so draws of several
@@ -124,8 +125,8 @@ def draws(
         scale = np.sqrt(n_seeds / (n_seeds - 1) * seed_variance / total) / n_seeds
         seed_dev_B = scale * (_counts(n_seeds, n_boot, seed, 0) @ (seed_mean_S - value))
     variance = seed_variance + item_variance_T.sum()
-    widen = t.ppf(0.975, variance * variance / degrees) / norm.ppf(0.975) if degrees > 0 else 1.0
-    return value, value + widen * (seed_dev_B + item_dev_B)
+    widen = float(t.ppf(0.975, variance * variance / degrees) / norm.ppf(0.975)) if degrees > 0 else 1.0
+    return value, seed_dev_B + item_dev_B, widen
 
 
 def estimate(
@@ -134,10 +135,10 @@ def estimate(
     n_boot: int = N_BOOT,
     seed: int = 0,
 ) -> Estimate:
-    """The statistic of `draws` with its 95% percentile interval: means over tasks, differences of such
+    """The statistic of `deviations` with its 95% percentile interval: means over tasks, differences of such
     means."""
-    value, draws_B = draws(samples, coefficients, n_boot, seed)
-    return _interval(value, draws_B, samples)
+    value, deviation_B, widen = deviations(samples, coefficients, n_boot, seed)
+    return _interval(value, value + widen * deviation_B, samples)
 
 
 def paired_difference(
@@ -179,7 +180,7 @@ class PowerLaw(NamedTuple):
     identified: bool
 
 
-EXPONENTS = np.geomspace(0.005, 3.0, 400)
+EXPONENTS = np.geomspace(0.005, 3.0, 100)
 
 
 def power_law(
@@ -210,38 +211,50 @@ def power_law(
 
     loss_R = np.array([10 ** values.mean() for values in log_R])
     misfit = float(np.abs(coefficient.value * np.power(10.0, -exponent.value * x_R) / loss_R - 1).max())
-    draws_BxR = np.stack([10 ** draws([Sample(v, n_items)], None, n_boot, seed)[1] for v in log_R], axis=1)
+    # The same documents are drawn for every rung, and all are widened alike, so what rungs share stays
+    # shared.
+    widen = deviations([combine(-line_2xR[0])], None, n_boot, seed)[2]
+    draws_BxR = np.stack(
+        [10 ** (v.mean() + widen * deviations([Sample(v, n_items)], None, n_boot, seed)[1]) for v in log_R],
+        axis=1,
+    )
     value_3 = fit_offset(loss_R[None], n_params_R)[:, 0]
     draws_3xB = fit_offset(draws_BxR, n_params_R)
-    offset = tuple(_interval(float(v), d, samples[:1]) for v, d in zip(value_3, draws_3xB, strict=True))
-    inside = EXPONENTS[0] < offset[2].lo and offset[2].hi < EXPONENTS[-1]
-    return PowerLaw(
-        exponent, coefficient, curvature, misfit, offset, len(samples) >= 4 and offset[0].lo > 0 and inside
-    )
+    c, a, power = (_interval(float(v), d, samples[:1]) for v, d in zip(value_3, draws_3xB, strict=True))
+    inside = EXPONENTS[1] < power.lo and power.hi < EXPONENTS[-2]
+    identified = bool(len(samples) >= 4 and c.lo > 0 and inside)
+    return PowerLaw(exponent, coefficient, curvature, misfit, (c, a, power), identified)
 
 
 def fit_offset(loss_BxR: np.ndarray, n_params_R: Sequence[float]) -> np.ndarray:
     """(c, a, exponent) [3, B] of L = c + a N ** -exponent by least squares of the relative error, c >= 0.
 
-    For each exponent of the grid EXPONENTS, c and a follow in closed form; the best exponent wins. Vectorized
-    over rows of `loss_BxR`.
+    Given an exponent, c and a follow in closed form; the exponent is the best of the grid EXPONENTS, refined
+    by golden section between its neighbours. Vectorized over the rows of `loss_BxR`.
     """
     n_R = np.asarray(n_params_R, dtype=np.float64)
-    power_KxR = (n_R / n_R.min()) ** -EXPONENTS[:, None]
-    best = np.full((4, len(loss_BxR)), np.inf)  # error, c, a, exponent
-    u_BxR = 1 / loss_BxR
-    for exponent, power_R in zip(EXPONENTS, power_KxR, strict=True):
-        v_BxR = power_R / loss_BxR
+    n_0 = n_R.min()
+
+    def solve(exponent_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        u_BxR = 1 / loss_BxR
+        v_BxR = (n_R / n_0) ** -exponent_B[:, None] / loss_BxR
         uu, uv, vv = (u_BxR**2).sum(1), (u_BxR * v_BxR).sum(1), (v_BxR**2).sum(1)
         u, v = u_BxR.sum(1), v_BxR.sum(1)
-        c = np.maximum(0.0, (u * vv - v * uv) / (uu * vv - uv * uv))
-        a = (v - c * uv) / vv
-        error = np.square(c[:, None] * u_BxR + a[:, None] * v_BxR - 1).sum(1)
-        better = error < best[0]
-        best[:, better] = np.stack([error, c, a * n_R.min() ** exponent, np.full_like(c, exponent)])[
-            :, better
-        ]
-    return best[1:]
+        c_B = np.maximum(0.0, (u * vv - v * uv) / (uu * vv - uv * uv))
+        a_B = (v - c_B * uv) / vv
+        return np.square(c_B[:, None] * u_BxR + a_B[:, None] * v_BxR - 1).sum(1), c_B, a_B
+
+    one_B = np.ones(len(loss_BxR))
+    best_B = np.argmin([solve(exponent * one_B)[0] for exponent in EXPONENTS], axis=0)
+    lo_B, hi_B = EXPONENTS[np.maximum(best_B - 1, 0)], EXPONENTS[np.minimum(best_B + 1, len(EXPONENTS) - 1)]
+    golden = (np.sqrt(5) - 1) / 2
+    for _ in range(30):
+        left_B, right_B = hi_B - golden * (hi_B - lo_B), lo_B + golden * (hi_B - lo_B)
+        keep_left_B = solve(left_B)[0] < solve(right_B)[0]
+        lo_B, hi_B = np.where(keep_left_B, lo_B, left_B), np.where(keep_left_B, right_B, hi_B)
+    exponent_B = (lo_B + hi_B) / 2
+    _, c_B, a_B = solve(exponent_B)
+    return np.stack([c_B, a_B * n_0**exponent_B, exponent_B])
 
 
 def _interval(value: float, draws_B: np.ndarray, samples: Sequence[Sample]) -> Estimate:

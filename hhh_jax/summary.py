@@ -159,7 +159,7 @@ class Study:
             runs = sorted(self._runs.get(key, ()))
             selection = results.SELECTION[metric]
             parts = [
-                results.read_items(self.runs_dir / run, task, "test", selection, arm["ranker"])
+                results.read_items(self.runs_dir / run, task, "test", selection, str(arm["ranker"]))
                 for run in runs
             ]
             what = ", ".join(f"{column}={value}" for column, value in arm.items())
@@ -254,7 +254,7 @@ def summarize(study: Study) -> list[dict[str, Any]]:
                 "hi": estimate.hi,
                 "n_items": estimate.n_items,
             }
-            shared = {**common, "stage": "summary", "split": "test", "n_layer": layers.get(row.get("N"))}
+            shared = {**common, "stage": "summary", "split": "test", "n_layer": layers.get(row.get("N", 0))}
             derived.append(shared | row | extent)
     return derived
 

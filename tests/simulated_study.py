@@ -1,6 +1,11 @@
 """A study directory with known effects: what `hhh_jax.study` leaves behind, without any training."""
 
+import atexit
+import functools
+import itertools
 import json
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,7 @@ from hhh_jax import results, stats
 
 SIZES = (12288, 98304, 331776, 786432)
 RANKED, BINARY, TWIN = ("word_order", "line_order"), ("docstring_match", "order_label"), "word_order_label"
+TASKS, SEEDS = (*RANKED, *BINARY, TWIN), 3
 SCRAMBLES = ("T0", "T1", "T2", "T3", "T4", "Tb")
 PAIRS, PMP_SIZE, SYMBOLS_SIZE = (64, 128, 256, 500), 331776, 98304
 Truth = Callable[[str, str, int, str, int], float]  # task, objective, N, init, pairs -> true accuracy
@@ -25,13 +31,21 @@ def paper_like(task: str, objective: str, n: int, init: str, pairs: int) -> floa
         start = reach[init if init == "lm" else init.split(":")[2]]
         return 0.5 + start + (0.46 - start) * 0.6 * np.log2(pairs / 32) / 5
     scarce = np.log2(max(pairs, 16) / 16) / 5
-    base = {"word_order": 0.56, "line_order": 0.54, "docstring_match": 0.60, "order_label": 0.66, TWIN: 0.55}[task]
+    base = {"word_order": 0.56, "line_order": 0.54, "docstring_match": 0.60, "order_label": 0.66, TWIN: 0.55}[
+        task
+    ]
     il = base + 0.025 * decades * scarce
     if objective == "untuned":
         return base - 0.03 + 0.01 * decades
     if objective == "imitation":
         return il
-    gain = {"word_order": 0.12, "line_order": 0.08, "docstring_match": -0.005, "order_label": 0.005, TWIN: 0.03}[task]
+    gain = {
+        "word_order": 0.12,
+        "line_order": 0.08,
+        "docstring_match": -0.005,
+        "order_label": 0.005,
+        TWIN: 0.03,
+    }[task]
     pmp = {"lm": 0.0, "pmp:stdlib:ranked": 0.02, "pmp:stdlib:binary": 0.05}[init]
     return il + (gain + 0.02 * decades * (task in RANKED)) * scarce + pmp * (1.4 - scarce)
 
@@ -41,132 +55,163 @@ def null(task: str, objective: str, n: int, init: str, pairs: int) -> float:
     return 0.5
 
 
+@functools.cache
+def simulated(truth: Truth = paper_like, n_items: int = 160) -> Path:
+    """The directory of a study that all tests share; they must not write into it."""
+    folder = Path(tempfile.mkdtemp(prefix="simulated_study_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    simulate(folder, truth, n_items)
+    return folder
+
+
 def simulate(
-    study_dir: Path,
-    truth: Truth = paper_like,
-    n_items: int = 300,
-    n_seeds: int = 3,
-    seed: int = 0,
-    seed_sd: float = 0.04,
-    exponent: float = 0.09,
+    study_dir: Path, truth: Truth = paper_like, n_items: int = 300, seed: int = 0, seed_sd: float = 0.04
 ) -> None:
-    """Write runs/*/{rows,items}.jsonl, results.csv and study.json. Items come in groups of about five; `seed_sd` is
-    the spread of seeds in probits; the language model's loss is 20 * N ** -exponent."""
-    rng = np.random.default_rng(seed)
-    writer = _Writer(study_dir)
-    group_I = [f"file{i // 5:04d}" for i in range(n_items)]
-    tasks = (*RANKED, *BINARY, TWIN)
-    hard = {t: rng.normal(0, 0.6, n_items) + np.repeat(rng.normal(0, 0.2, n_items), 5)[:n_items] for t in tasks}
-    hard["symbols:T0"] = rng.normal(0, 0.6, n_items)
+    """Write runs/*/{rows,items}.jsonl, results.csv and study.json.
 
-    def pair_run(task: str, objective: str, n: int, init: str, pairs: int, intervention: str = "") -> None:
-        name = "_".join(filter(None, [task, objective, f"n{n}", init, f"p{pairs}", intervention])).replace(":", "-")
-        spread = np.sqrt(1 + 0.6**2 + 0.2**2 + seed_sd**2)
-        probit = norm.ppf(truth(task, objective, n, init, pairs)) * spread
-        metrics = {"accuracy": "best", "accuracy_final": "final"}
-        if objective == "untuned" or init.startswith("pmp") or intervention:
-            metrics = {"accuracy": "best"}
-        center_SxI = probit - hard[task] + rng.normal(0, seed_sd, (n_seeds, 1))
-        noise_SxI = rng.normal(0, 1, (n_seeds, n_items))
-        for metric, selection in metrics.items():
-            extra_SxI = rng.normal(0, 0.1, (n_seeds, n_items)) * (selection == "final")
-            difference_SxI = center_SxI + noise_SxI + extra_SxI
-            reward = objective == "preference"
-            for s in range(n_seeds):
-                for i in range(n_items):
-                    item = {
-                        "task": task, "split": "test", "selection": selection, "seed": s,
-                        "item_id": f"{task.removesuffix('_label')}/{i:05d}", "group_id": group_I[i],
-                    }  # fmt: skip
-                    for option, sign in (("good", 0.5), ("bad", -0.5)):
-                        score = sign * float(difference_SxI[s, i])
-                        number = {"n_tokens": 20, "n_bytes": 70, "logp_sum": -60.0 + 20 * score * (not reward)}
-                        number |= {"option": option, "reward": score if reward else None, "label": int(sign > 0)}
-                        writer.item(name, item | number)
-                right = float((difference_SxI[s] > 0).sum())
-                lo, hi = stats.wilson(right, n_items)
-                writer.row(
-                    name, stage="pretrain" if objective == "untuned" else "finetune", N=n, objective=objective,
-                    init="" if objective == "untuned" else init, intervention=intervention, task=task,
-                    pairs_total="" if objective == "untuned" else pairs, ranker="reward" if reward else "mean_logp",
-                    seed=s, pretrain_seed=s, metric=metric, value=right / n_items, n_items=n_items, lo=lo, hi=hi,
-                )  # fmt: skip
-
+    Items come in groups of five, `seed_sd` is the spread of the three seeds in probits; the language model's
+    loss is 20 * N ** -0.09. The trivial baselines guess.
+    """
+    simulation = _Simulation(study_dir, truth, n_items, np.random.default_rng(seed), seed_sd)
     for n in SIZES:
-        document_logp(writer, rng, n, 20 * n**-exponent, n_seeds)
-        for task in tasks:
-            pair_run(task, "untuned", n, "", 0)
+        simulation.pretraining(n, 20 * n**-0.09)
+        for task in TASKS:
+            simulation.pairs(task, "untuned", n)
             for objective in ("imitation", "preference"):
-                pair_run(task, objective, n, "lm", PAIRS[-1])
-                pair_run(task, objective, n, "lm", PAIRS[-1], "paper_lr")
+                simulation.pairs(task, objective, n, "lm", PAIRS[-1])
+                simulation.pairs(task, objective, n, "lm", PAIRS[-1], "paper_lr")
     for pairs in PAIRS:
         for init in ("lm", "pmp:stdlib:ranked", "pmp:stdlib:binary"):
             for task in (*RANKED, *BINARY):
-                if init != "lm" or pairs != PAIRS[-1]:
-                    pair_run(task, "preference", PMP_SIZE, init, pairs)
+                if (init, pairs) != ("lm", PAIRS[-1]):
+                    simulation.pairs(task, "preference", PMP_SIZE, init, pairs)
         for name in SCRAMBLES:
             init = f"pmp:symbols:{name}:{'binary' if name == 'Tb' else 'ranked'}"
-            pair_run("symbols:T0", "preference", SYMBOLS_SIZE, init, pairs)
-        pair_run("symbols:T0", "preference", SYMBOLS_SIZE, "lm", pairs)
-    for task in tasks:
-        words = 0.53 if truth is paper_like else 0.5
-        for ranker, p in (("chance", None), ("shorter", 0.49), ("longer", 0.51), ("bag_of_words", words)):
-            correct_I = np.full(n_items, 0.5) if p is None else (rng.random(n_items) < p).astype(float)
-            for i, correct in enumerate(correct_I):
-                writer.item(f"baselines_{task}", {
-                    "task": task, "split": "test", "selection": "best", "group_id": group_I[i], "ranker": ranker,
-                    "item_id": f"{task.removesuffix('_label')}/{i:05d}", "correct": float(correct),
-                })  # fmt: skip
-            lo, hi = stats.wilson(correct_I.sum(), n_items)
-            writer.row(
-                f"baselines_{task}", stage="baseline", objective="baseline", task=task, ranker=ranker,
-                metric="accuracy", value=correct_I.mean(), n_items=n_items, lo=lo, hi=hi,
-            )  # fmt: skip
-    writer.close()
-    tokens = {str(n): round(1e6 / n, 2) for n in SIZES}
-    machine = {"cpu": "A processor", "cores": 2, "jax": "0.10.2", "python": "3.11.9"}
-    study = {"name": "embedded", "started": "2026-11-23T12:00:00", "machine": machine, "tokens_per_parameter": tokens}
-    study |= {"seconds": {"pretrain": 210.0, "finetune": 420.0, "pmp": 95.0}, "flops": 3.9e13}
+            simulation.pairs("symbols:T0", "preference", SYMBOLS_SIZE, init, pairs)
+        simulation.pairs("symbols:T0", "preference", SYMBOLS_SIZE, "lm", pairs)
+    for task in TASKS:
+        simulation.baselines(task)
+    simulation.write()
+    study = {
+        "name": "embedded",
+        "started": "2026-11-23T12:00:00",
+        "machine": {"cpu": "A processor", "cores": 2, "jax": "0.10.2", "python": "3.11.9"},
+        "tokens_per_parameter": {str(n): round(1e6 / n, 2) for n in SIZES},
+        "seconds": {"pretrain": 210.0, "finetune": 420.0, "pmp": 95.0},
+        "flops": 3.9e13,
+    }
     (study_dir / "study.json").write_text(json.dumps(study))
 
 
-def document_logp(writer: "_Writer", rng: np.random.Generator, n: int, loss: float, n_seeds: int) -> None:
-    """A pretraining run with 60 held-out documents whose mean loss is about `loss` nats per token."""
-    tokens_I = np.random.default_rng(5).integers(50, 400, 60)
-    document_I = np.random.default_rng(6).normal(0, 0.15, 60)
-    name = f"pretrain_n{n}"
-    for s in range(n_seeds):
-        logp_I = -tokens_I * (loss + document_I + rng.normal(0, 0.004) + rng.normal(0, 0.02, 60))
-        for i in range(60):
-            writer.item(name, {
-                "task": "stdlib", "split": "test", "selection": "final", "seed": s, "item_id": f"doc{i:03d}",
-                "group_id": f"doc{i:03d}", "option": "text", "n_tokens": int(tokens_I[i]),
-                "n_bytes": 3 * int(tokens_I[i]), "logp_sum": float(logp_I[i]),
-            })  # fmt: skip
-        writer.row(
-            name, stage="pretrain", N=n, objective="lm", task="stdlib", seed=s, pretrain_seed=s, metric="loss",
-            value=-logp_I.sum() / tokens_I.sum(), n_items=60,
-        )  # fmt: skip
+class _Simulation:
+    """Collects the records of runs, then writes their files and the table."""
 
+    def __init__(self, study_dir: Path, truth: Truth, n_items: int, rng: np.random.Generator, seed_sd: float):
+        self.study_dir, self.truth, self.n_items, self.rng, self.seed_sd = (
+            study_dir,
+            truth,
+            n_items,
+            rng,
+            seed_sd,
+        )
+        self.groups = [f"file{i // 5:04d}" for i in range(n_items)]
+        group_sd = {task: 0.2 for task in TASKS} | {"symbols:T0": 0.0}
+        self.hard = {
+            task: rng.normal(0, 0.6, n_items) + np.repeat(rng.normal(0, sd, n_items), 5)[:n_items]
+            for task, sd in group_sd.items()
+        }
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        self.items: dict[str, list[str]] = {}
 
-class _Writer:
-    """Collects runs, then writes their files and the table."""
+    def pretraining(self, n: int, loss: float) -> None:
+        """A language model with 60 held-out documents whose mean loss is about `loss` nats per token."""
+        tokens_I = np.random.default_rng(5).integers(50, 400, 60)
+        document_I = np.random.default_rng(6).normal(0, 0.15, 60)
+        row = {
+            "stage": "pretrain",
+            "N": n,
+            "objective": "lm",
+            "task": "stdlib",
+            "metric": "loss",
+            "n_items": 60,
+        }
+        for s in range(SEEDS):
+            loss_I = loss + document_I + self.rng.normal(0, 0.004) + self.rng.normal(0, 0.02, 60)
+            for i in range(60):
+                item = {"task": "stdlib", "split": "test", "selection": "final", "seed": s, "option": "text"}
+                item |= {"item_id": f"doc{i:03d}", "group_id": f"doc{i:03d}", "n_tokens": int(tokens_I[i])}
+                self._item(f"pretrain_n{n}", item | {"logp_sum": float(-tokens_I[i] * loss_I[i])})
+            value = float(tokens_I @ loss_I / tokens_I.sum())
+            self._row(f"pretrain_n{n}", row | {"seed": s, "pretrain_seed": s, "value": value})
 
-    def __init__(self, study_dir: Path):
-        self.study_dir, self.rows, self.items = study_dir, {}, {}
+    def pairs(
+        self, task: str, objective: str, n: int, init: str = "", pairs: int = 0, intervention: str = ""
+    ) -> None:
+        """A run that judges the task's test pairs, each by a good and a bad score."""
+        parts = (task, objective, f"n{n}", init, f"p{pairs}" * bool(pairs), intervention)
+        name = "_".join(filter(None, parts)).replace(":", "-")
+        spread = np.sqrt(1 + 0.6**2 + 0.2**2 + self.seed_sd**2)
+        seed_Sx1 = norm.ppf(self.truth(task, objective, n, init, pairs)) * spread + self.rng.normal(
+            0, self.seed_sd, (SEEDS, 1)
+        )
+        best_SxI = seed_Sx1 - self.hard[task] + self.rng.normal(0, 1, (SEEDS, self.n_items))
+        margins = {"accuracy": best_SxI}
+        if init == "lm" and not intervention:
+            margins["accuracy_final"] = best_SxI + self.rng.normal(0, 0.1, best_SxI.shape)
+        ranker = "reward" if objective == "preference" else "mean_logp"
+        row = {"stage": "finetune" if init else "pretrain", "N": n, "objective": objective, "init": init}
+        row |= {"task": task, "intervention": intervention, "pairs_total": pairs or "", "ranker": ranker}
+        for (metric, margin_SxI), s in itertools.product(margins.items(), range(SEEDS)):
+            for i, margin in enumerate(margin_SxI[s]):
+                item = {"task": task, "split": "test", "selection": results.SELECTION[metric], "seed": s}
+                item |= {"item_id": self._item_id(task, i), "group_id": self.groups[i], "n_tokens": 20}
+                for option, score in (("good", margin / 2), ("bad", -margin / 2)):
+                    reward, logp = (score, -60.0) if ranker == "reward" else (None, 20 * score - 60)
+                    self._item(name, item | {"option": option, "reward": reward, "logp_sum": logp})
+            right = float((margin_SxI[s] > 0).sum())
+            lo, hi = stats.wilson(right, self.n_items)
+            values = {
+                "metric": metric,
+                "value": right / self.n_items,
+                "lo": lo,
+                "hi": hi,
+                "n_items": self.n_items,
+            }
+            self._row(name, row | values | {"seed": s, "pretrain_seed": s})
 
-    def item(self, run: str, item: dict[str, Any]) -> None:
+    def baselines(self, task: str) -> None:
+        """The trivial rankers on the task's test pairs."""
+        name = f"baselines_{task}"
+        row = {"stage": "baseline", "objective": "baseline", "task": task, "metric": "accuracy"}
+        for ranker in ("chance", "shorter", "longer", "bag_of_words"):
+            guesses_I = (self.rng.random(self.n_items) < 0.5).astype(float)
+            correct_I = np.full(self.n_items, 0.5) if ranker == "chance" else guesses_I
+            for i, correct in enumerate(correct_I):
+                item = {"task": task, "split": "test", "selection": "best", "ranker": ranker}
+                item |= {"item_id": self._item_id(task, i), "group_id": self.groups[i], "correct": correct}
+                self._item(name, item)
+            lo, hi = stats.wilson(float(correct_I.sum()), self.n_items)
+            value = {"value": float(correct_I.mean()), "n_items": self.n_items, "lo": lo, "hi": hi}
+            self._row(name, row | {"ranker": ranker} | value)
+
+    def _item_id(self, task: str, i: int) -> str:
+        return f"{task.removesuffix('_label')}/{i:05d}"
+
+    def _item(self, run: str, item: dict[str, Any]) -> None:
         self.items.setdefault(run, []).append(json.dumps(item))
 
-    def row(self, run: str, **row: Any) -> None:
+    def _row(self, run: str, row: dict[str, Any]) -> None:
         fixed = {"study": "embedded", "run": run, "ladder": "cpu", "split": "test", "curve": "separate"}
         layers = round((row["N"] / 12 / 1024) ** (1 / 3)) if "N" in row else ""
         self.rows.setdefault(run, []).append(fixed | {"n_layer": layers} | row)
 
-    def close(self) -> None:
+    def write(self) -> None:
+        """Write every run's files and the table."""
         for run, rows in self.rows.items():
             folder = self.study_dir / "runs" / run
             folder.mkdir(parents=True)
             (folder / "items.jsonl").write_text("\n".join(self.items[run]) + "\n")
-            (folder / "rows.jsonl").write_text("".join(json.dumps(row, default=float) + "\n" for row in rows))
-        results.write_table([row for rows in self.rows.values() for row in rows], self.study_dir / "results.csv")
+            (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        results.write_table(
+            [row for rows in self.rows.values() for row in rows], self.study_dir / "results.csv"
+        )

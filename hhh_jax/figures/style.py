@@ -17,7 +17,7 @@ ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 
 PANEL = (3.1, 2.6)  # inches
-RC: dict[str, Any] = {
+RC: Any = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.labelsize": 9, "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
     "legend.frameon": False, "legend.handlelength": 1.8,
@@ -98,12 +98,12 @@ def band(
     marker: str = "o",
     shift: float = 0,
     **line: Any,
-):
+) -> None:
     """A line through the values of pooled rows with their 95% intervals; `shift` moves it along a logarithmic
     axis (in decades), so that neighbours do not hide each other."""
     x_values = rows[x].astype(float) * 10**shift
     error = [rows["value"] - rows["lo"], rows["hi"] - rows["value"]]
-    style = {
+    style: dict[str, Any] = {
         "linewidth": 1.6,
         "elinewidth": 1.1,
         "capsize": 0,
