@@ -24,6 +24,7 @@ from hhh_jax.summary import (
     FORMAT_TWIN,
     Study,
     combine,
+    common,
     contrast,
     difference,
     losses_by_size,
@@ -100,7 +101,7 @@ def above_floor(study: Study, tasks: Sequence[str], arms: Sequence[Sequence[Item
         above: list[Items | None] = []
         for items, floor in zip(arm, best, strict=True):
             if items is None or floor is not None:
-                above.append(difference(items, floor and floor[1]))
+                above.append(difference(*common(items, floor and floor[1])))
             else:
                 above.append(items._replace(correct=items.correct - 0.5))
         estimate = mean(above)
@@ -301,8 +302,8 @@ def _task_or_format(study: Study) -> Outcome:
             continue
         n = sizes[-1]
         as_ranked, as_label = _known(study.gain(task, n)), _known(study.gain(twin, n))
-        if as_ranked.item_ids == as_label.item_ids:
-            estimate = _known(mean([difference(as_ranked, as_label)]))
+        if set(as_ranked.item_ids) & set(as_label.item_ids):
+            estimate = _known(mean([difference(*common(as_ranked, as_label))]))
         else:
             estimate = _known(mean([as_ranked, as_label], [1, -1]))
         floored = [t for t in (task, twin) if not above_floor(study, [t], _objectives(study, [t], n))]

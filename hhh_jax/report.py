@@ -174,7 +174,9 @@ def _what_was_run(facts: dict[str, Any], study: Study, table: "pd.DataFrame") ->
         lines.append("Machine: " + ", ".join(f"{key} {value}" for key, value in machine.items()) + ".")
     if seconds := facts.get("seconds"):
         spent = ", ".join(f"{stage} {_duration(s)}" for stage, s in seconds.items())
-        lines.append(f"Time: {spent}; {_duration(sum(seconds.values()))} in all.")
+        lines.append(
+            f"Time, summed over parallel processes: {spent}; {_duration(sum(seconds.values()))} in all."
+        )
     if flops := facts.get("flops"):
         lines.append(f"Training took {float(flops):.2g} FLOPs.")
     config = [[key, json.dumps(value)] for key, value in facts.get("config", {}).items()]
@@ -295,10 +297,10 @@ def _sensitivity(table: "pd.DataFrame") -> str:
 def _pmp_itself(table: "pd.DataFrame") -> str:
     chosen = table[(table["stage"] == "pmp") & (table["metric"] == "accuracy") & (table["split"] == "test")]
     rows = []
-    for (task, n, pairs), seeds in chosen.groupby(["task", "N", "pairs_total"]):
-        values = ", ".join(f"{value:.3f}" for value in seeds["value"])
-        rows.append([str(task), size_name(float(n)), f"{int(pairs):,}", values])
-    head = ["pre-trained on", "N", "pairs", "accuracy on its own held-out pairs, a value a seed"]
+    for (run, n, pairs), seeds in chosen.groupby(["run", "N", "pairs_total"]):
+        values = ", ".join(f"{value:.3f}" for value in seeds.sort_values("seed")["value"])
+        rows.append([str(run), size_name(float(n)), f"{int(pairs):,}", values])
+    head = ["run", "N", "pairs", "accuracy on its own held-out pairs, a value a seed"]
     return "<h3>Preference model pre-training by itself</h3>" + _table(head, rows) if rows else ""
 
 

@@ -39,6 +39,7 @@ TASK_NAMES = {
     "symbols:T0": "Symbols",
 }
 TRIVIAL = ("chance", "majority", "shorter", "longer", "bag_of_words")
+DROPPED = 0.05  # the largest share of a task's training pairs that may be too long to be used
 RANKER = {"preference": "reward", "imitation": "mean_logp", "untuned": "mean_logp"}
 FIT_METRICS = (
     "fit:exponent", "fit:coefficient", "fit:curvature", "fit:misfit",
@@ -85,8 +86,12 @@ class Study:
         self.table = table[test]
         self._runs: dict[tuple, set[str]] = {}
         arms = self.table[[*_ARM, "run"]].astype(object)
-        for *arm, run in arms.where(arms.notna(), None).itertuples(index=False):
-            self._runs.setdefault(_arm_key(dict(zip(_ARM, arm, strict=True))), set()).add(run)
+        self._pairs: dict[tuple, set[int]] = {}  # the numbers of pairs of otherwise equal arms
+        for *values, run in arms.where(arms.notna(), None).itertuples(index=False):
+            arm = dict(zip(_ARM, values, strict=True))
+            self._runs.setdefault(_arm_key(arm), set()).add(run)
+            if arm["pairs_total"] is not None:
+                self._pairs.setdefault(_arm_key(arm | {"pairs_total": None}), set()).add(arm["pairs_total"])
         self._items: dict[tuple, Items | None] = {}
         main = (
             self.rows(stage="finetune", init="lm", intervention="")
@@ -145,15 +150,20 @@ class Study:
         """Right or wrong on the test items, the seeds of all its runs together; None if the table has no such
         arm.
 
-        `pairs` is by default the task's main number. Raises UserError if item records are missing or if a
+        `pairs` is by default the task's main number; an arm that lacks at most DROPPED of so many has them
+        too, because tasks drop pairs that are too long. Raises UserError if item records are missing or if a
         seed comes twice, that is, if rows that differ in something else are not told apart by their
         `intervention`.
         """
-        arm = {
+        arm: dict[str, Any] = {
             "stage": "finetune", "task": task, "objective": objective, "init": init, "N": n,
             "pairs_total": self.main_pairs(task) if pairs is None else pairs, "intervention": intervention,
             "metric": metric, "ranker": ranker or RANKER[objective],
         }  # fmt: skip
+        if arm["pairs_total"] is not None:
+            known = self._pairs.get(_arm_key(arm | {"pairs_total": None}), set())
+            near = [p for p in known if (1 - DROPPED) * arm["pairs_total"] <= p <= arm["pairs_total"]]
+            arm["pairs_total"] = max(near, default=arm["pairs_total"])
         key = _arm_key(arm)
         if key not in self._items:
             runs = sorted(self._runs.get(key, ()))
@@ -203,6 +213,20 @@ def combine(items: Sequence[Items | None], coefficients: Sequence[float] | np.nd
 def difference(a: Items | None, b: Items | None) -> Items | None:
     """a minus b, as `combine`."""
     return combine([a, b], [1, -1])
+
+
+def common(a: Items | None, b: Items | None) -> tuple[Items | None, Items | None]:
+    """Both arms on the items that both have. A trivial baseline also judges pairs that a model drops as too
+    long."""
+    if a is None or b is None or a.item_ids == b.item_ids:
+        return a, b
+    shared = sorted(set(a.item_ids) & set(b.item_ids))
+    parts = []
+    for arm in (a, b):
+        at = {item_id: i for i, item_id in enumerate(arm.item_ids)}
+        keep = [at[item_id] for item_id in shared]
+        parts.append(Items(arm.seeds, tuple(shared), arm.groups[keep], arm.correct[:, keep]))
+    return parts[0], parts[1]
 
 
 def _stack(runs: Sequence[str], parts: Sequence[Items], what: str) -> Items:
@@ -302,7 +326,7 @@ def _gains(study: Study) -> Iterator[_Row]:
                         "task": task,
                         "ranker": best[0],
                     }
-                    above = difference(study.items(task, objective, n), best[1])
+                    above = difference(*common(study.items(task, objective, n), best[1]))
                     yield row | {"metric": "accuracy_gain"}, mean([above])
 
 
@@ -315,7 +339,7 @@ def _pmp(study: Study) -> Iterator[_Row]:
     tasks = study.tasks()
     for n, pairs in pmp_points(study):
         arm = {"N": n, "pairs_total": pairs}
-        inits = sorted(study.rows(stage="finetune", N=n, pairs_total=pairs, task=tasks[0])["init"].unique())
+        inits = sorted(study.rows(stage="finetune", N=n, task=tasks[0], intervention="")["init"].unique())
         found = {init: [study.items(t, "preference", n, init, pairs) for t in tasks] for init in inits}
         for init in inits:
             row = arm | {"objective": "preference", "init": init, "task": "mean:all", "metric": "accuracy"}
@@ -335,10 +359,15 @@ def _pmp(study: Study) -> Iterator[_Row]:
 
 
 def pmp_points(study: Study) -> list[tuple[int, int]]:
-    """(N, number of pairs) at which the tasks (no symbols) were finetuned from PMP, ascending."""
+    """(N, number of pairs) at which the tasks (no symbols) were finetuned from PMP, ascending; numbers that
+    differ by the few pairs that a task dropped are one."""
     rows = study.rows(stage="finetune", objective="preference", intervention="")
     rows = rows[rows["init"].str.startswith("pmp:") & rows["task"].isin(study.tasks())]
-    return sorted({(int(n), int(p)) for n, p in rows[["N", "pairs_total"]].values})
+    points: list[tuple[int, int]] = []
+    for n, pairs in sorted({(int(n), int(p)) for n, p in rows[["N", "pairs_total"]].values}, reverse=True):
+        if not points or points[-1][0] != n or pairs < (1 - DROPPED) * points[-1][1]:
+            points.append((n, pairs))
+    return points[::-1]
 
 
 def _fits(study: Study) -> Iterator[_Row]:

@@ -6,7 +6,18 @@ from simulated_study import PAIRS, PMP_SIZE, SIZES, simulated
 
 from hhh_jax import results
 from hhh_jax.errors import UserError
-from hhh_jax.summary import Study, combine, difference, mean, pmp_source, size_name, summarize, task_name
+from hhh_jax.summary import (
+    Study,
+    combine,
+    common,
+    difference,
+    mean,
+    pmp_points,
+    pmp_source,
+    size_name,
+    summarize,
+    task_name,
+)
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +179,41 @@ def test_names():
     ]
     assert pmp_source("pmp:symbols:T1:ranked") == "symbols:T1" and pmp_source("lm") is None
     assert task_name("some/dir/mine.jsonl") == "mine" and task_name("word_order") == "Word order"
+
+
+def _thinned(folder, out, task, dropped):
+    """The study with fewer pairs in one task's runs: `dropped` of its training pairs, and its last test
+    pair."""
+    table = results.read_table(folder / "results.csv")
+    mine = (table["task"] == task) & (table["stage"] == "finetune")
+    table.loc[mine, "pairs_total"] -= dropped
+    (out / "runs").mkdir()
+    for run in (folder / "runs").iterdir():
+        (out / "runs" / run.name).symlink_to(run)
+    for name in table[mine]["run"].unique():
+        lines = (folder / "runs" / name / "items.jsonl").read_text().splitlines()
+        last = max(line.split('"item_id": "')[1].split('"')[0] for line in lines)
+        (out / "runs" / name).unlink()
+        (out / "runs" / name).mkdir()
+        kept = "\n".join(line for line in lines if f'"{last}"' not in line)
+        (out / "runs" / name / "items.jsonl").write_text(kept)
+    return Study(table, out / "runs")
+
+
+def test_tasks_that_drop_overlong_pairs_still_compare(study, derived, tmp_path):
+    thinned = _thinned(simulated(), tmp_path, "line_order", 3)
+    assert pmp_points(thinned) == pmp_points(study) == [(PMP_SIZE, pairs) for pairs in PAIRS]
+    where = {
+        "objective": "pmp-no_pmp",
+        "init": "pmp:stdlib:binary",
+        "task": "mean:all",
+        "pairs_total": PAIRS[-1],
+    }
+    mine, full = _one(summarize(thinned), **where), _one(derived, **where)
+    assert mine["n_items"] == full["n_items"] - 1
+    assert mine["value"] == pytest.approx(full["value"], abs=0.01)
+    best = thinned.best_trivial("line_order")[1]
+    model = thinned.items("line_order", "preference", SIZES[0])
+    above = difference(*common(model, best))
+    assert len(above.item_ids) == 159
+    np.testing.assert_array_equal(above.correct, model.correct - best.correct[:, :-1])
