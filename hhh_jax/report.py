@@ -83,9 +83,10 @@ def render(
         "<h2>The paper’s claims and what was measured here</h2>",
         "<p>Left, what Askell et al. (2021, arXiv 2112.00861) say. Right, the statistic that stands for it "
         "here with its 95% interval over seeds and test items, and the verdict by a rule that was fixed "
-        f"before the runs. Of {len(judged)} claims {sum(o.verdict != claims.NOT_RUN for _, o in judged)} "
-        "were tested, each at the 95% level and without a correction for their number: where nothing is to "
-        "be found, one test in twenty finds something.</p>",
+        "before the runs. Tested were "
+        f"{sum(o.verdict != claims.NOT_RUN for _, o in judged)} of {len(judged)} claims, each at the 95% "
+        "level and without a correction for their number: where nothing is to be found, one test in twenty "
+        "finds something.</p>",
         _claims_table(judged),
         "<h2>Figures</h2>",
         _figures(drawn),
@@ -127,7 +128,7 @@ def headline(judged: Judged) -> str:
     counts = Counter(result.verdict for _, result in judged)
     tested = len(judged) - counts[claims.NOT_RUN]
     second = (
-        f"Of {tested} claims tested, {counts[claims.SUPPORTED]} came out supported, "
+        f"Of {tested} claim{'s' * (tested != 1)} tested, {counts[claims.SUPPORTED]} came out supported, "
         f"{counts[claims.CONTRADICTED]} contradicted, {counts[claims.POWER]} undecided for want of power and "
         f"{counts[claims.FLOOR]} undecided because no model was above the floor"
         + (f"; {counts[claims.NOT_RUN]} more could not be tested." if tested < len(judged) else ".")
@@ -234,9 +235,8 @@ def _figures(drawn: figures.Drawn) -> str:
                 f"<figcaption><b>{escape(title)}</b> {escape(drawing.caption)}</figcaption></figure>"
             )
         else:
-            parts.append(
-                f'<p class="note">{escape(drawing.title)}: not drawn, {escape(drawn.skipped[name])}.</p>'
-            )
+            why = f"Not drawn: “{drawing.title}” ({drawn.skipped[name]})."
+            parts.append(f'<p class="note">{escape(why)}</p>')
     return "\n".join(parts)
 
 

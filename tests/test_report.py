@@ -44,7 +44,7 @@ def test_the_page_says_what_was_measured(folder):
     assert [measured[key] for key in ("value", "lo", "hi")] == pytest.approx(
         [row["value"], row["lo"], row["hi"]]
     )
-    assert f"Of {len(claims.CLAIMS)} claims" in page
+    assert f"Of {len(claims.CLAIMS)} claims tested" in page
     for text in (
         "786,432",
         "tokens per parameter",
@@ -76,7 +76,7 @@ def test_a_partial_study_without_facts(folder, tmp_path):
     (tmp_path / "runs").symlink_to(folder / "runs")
     page = report.write_report(tmp_path).read_text()
     assert (
-        "was not completed" in page and page.count("not drawn") == 7 and "10 more could not be tested" in page
+        "was not completed" in page and page.count("Not drawn") == 7 and "10 more could not be tested" in page
     )
 
 

@@ -76,7 +76,7 @@ def tasks(table: "pd.DataFrame") -> "Figure":
         ax.set_axis_off()
     for ax in axes[:, 0]:
         ax.set_ylabel("test accuracy")
-    style.legend_below(figure, list(axes.flat), columns=4)
+    style.legend_below(figure, list(axes.flat), columns=2 if columns == 1 else 4)
     return figure
 
 

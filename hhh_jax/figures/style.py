@@ -86,7 +86,8 @@ def _log_ticks(ax: "Axes", values: Sequence[float], labels: Sequence[str]) -> No
     ax.set_xscale("log")
     ax.set_xticks(list(values), labels)
     ax.minorticks_off()
-    ax.margins(x=0.09)
+    margin = max((max(values) / min(values)) ** 0.09, 1.2)  # a single value needs room too
+    ax.set_xlim(min(values) / margin, max(values) * margin)
 
 
 def band(
