@@ -19,6 +19,7 @@ same input gives the same bytes.
 import base64
 import json
 import os
+import re
 from collections import Counter
 from html import escape
 from pathlib import Path
@@ -241,7 +242,7 @@ def _figures(drawn: figures.Drawn) -> str:
 
 
 def _baselines(study: Study, table: "pd.DataFrame") -> str:
-    header = ["task", *TRIVIAL, "untuned LM", "imitation", "preference", "above the floor?"]
+    header = ["task", "N", *TRIVIAL, "untuned LM", "imitation", "preference", "above the floor?"]
     pooled = table[
         (table["stage"] == "summary") & (table["metric"] == "accuracy") & (table["intervention"] == "")
     ]
@@ -251,7 +252,7 @@ def _baselines(study: Study, table: "pd.DataFrame") -> str:
             continue
         n, here = sizes[-1], pooled[(pooled["task"] == task) & (pooled["N"] == sizes[-1]).fillna(False)]
         measured = study.rows(stage="baseline", task=task, metric="accuracy").set_index("ranker")["value"]
-        cells = [f"{task_name(task)} (N = {size_name(n)})"]
+        cells = [task_name(task), size_name(n)]
         cells += [f"{measured[ranker]:.3f}" if ranker in measured.index else "" for ranker in TRIVIAL]
         for objective, init in (("untuned", ""), ("imitation", "lm"), ("preference", "lm")):
             arm = here[(here["objective"] == objective) & (here["init"] == init)]
@@ -375,6 +376,7 @@ def _table(header: list[str], rows: list[list[str]], wide: bool = False) -> str:
         return ""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = re.sub(r"\[(\S+), (\S+)\]", r"[\1,&nbsp;\2]", body)  # a line breaks before an interval, not in it
     return f'<table class="data{" wide" * wide}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
