@@ -1,6 +1,6 @@
-"""The model computed the slow way, one sequence at a time in numpy float64, and the small things that tests share.
+"""The model computed the slow way, one sequence at a time in numpy float64, and what tests share.
 
-Nothing here knows of packing, segments, branches or masks: a sequence is alone, and a token sees those before it.
+Nothing here knows of packing, segments, branches or masks: each sequence is alone.
 """
 
 import functools
@@ -21,12 +21,19 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 def tiny(**changes: Any) -> ModelConfig:
     """A model of one or two layers, 16 wide each, in float32."""
-    fields = {"n_layer": 2, "aspect": 16, "head_dim": 16, "vocab_size": 64, "max_positions": 32, "dtype": "float32"}
+    fields = {
+        "n_layer": 2,
+        "aspect": 16,
+        "head_dim": 16,
+        "vocab_size": 64,
+        "max_positions": 32,
+        "dtype": "float32",
+    }
     return ModelConfig(**(fields | changes))
 
 
 def random_params(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
-    """Parameters with a score head in which nothing is zero or one: gains, biases and the heads are drawn as well."""
+    """Parameters with a score head in which nothing is zero or one: gains and biases are drawn as well."""
     rng = np.random.default_rng(seed)
 
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -48,7 +55,7 @@ def _linear(p: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
 
 
 def _rotate(config: ModelConfig, x_TxK: np.ndarray) -> np.ndarray:
-    """Component j of the first rotated half and j of the second are one complex number, turned by t * base^(-2j/n)."""
+    """Numbers j of both rotated halves are one complex number, turned by t * base^(-2j/n)."""
     n = int(config.head_dim * config.rotary_fraction)
     j = np.arange(n // 2)
     turn = np.exp(1j * np.arange(len(x_TxK))[:, None] * config.rotary_base ** (-2 * j / n))
@@ -107,11 +114,15 @@ def make_pair(name: str, context: list[int], good: list[int], bad: list[int]) ->
     return TokenizedPair(name, name, context_, good_, bad_, (len(good), len(bad)))
 
 
-def random_pairs(rng: np.random.Generator, n: int, longest: int = 6, vocab_size: int = 64) -> list[TokenizedPair]:
-    """Pairs with 0 to `longest` tokens of context and 1 to `longest` of each side, whose first response tokens differ."""
+def random_pairs(
+    rng: np.random.Generator, n: int, longest: int = 6, vocab_size: int = 64
+) -> list[TokenizedPair]:
+    """Pairs with 0 to `longest` tokens of context and 1 to `longest` on each side, which differ at once."""
     pairs = []
     for i in range(n):
-        context, good, bad = (rng.integers(2, vocab_size, size) for size in rng.integers((0, 1, 1), longest + 1))
+        context, good, bad = (
+            rng.integers(2, vocab_size, size) for size in rng.integers((0, 1, 1), longest + 1)
+        )
         bad[0] = good[0] + 1 if good[0] + 1 < vocab_size else 2
         pairs.append(make_pair(f"pair {i}", list(context), list(good), list(bad)))
     return pairs

@@ -1,4 +1,4 @@
-"""The model against a numpy float64 one, its isolation by gradients, and its size against the paper's table."""
+"""The model against one in numpy, its isolation by gradients, and its size against the paper's table."""
 
 import functools
 
@@ -49,7 +49,11 @@ def alone(tokens: np.ndarray) -> tuple[np.ndarray, ...]:
 @functools.partial(reference.jit, static_argnums=0)
 def outputs(config: ModelConfig, params, *args):
     hidden_BxTxD = hidden_states(config, params, *args)
-    return hidden_BxTxD, lm_logits(params, hidden_BxTxD.reshape(-1, config.d_model)), rewards(params, hidden_BxTxD)
+    return (
+        hidden_BxTxD,
+        lm_logits(params, hidden_BxTxD.reshape(-1, config.d_model)),
+        rewards(params, hidden_BxTxD),
+    )
 
 
 # Size
@@ -64,7 +68,7 @@ def test_n_is_what_the_tree_of_every_rung_holds(rung):
     counts = count_params(config)
     assert counts["n"] == 12 * n * d**2
     assert counts["embeddings"] == 2 * vocab * d
-    # Each layer: two norms with gain and bias; biases of q, k, v, o (4 d), of the MLP (4 d + d). The last norm.
+    # A layer has two norms with gain and bias, and biases of q, k, v, o (4 d) and of the MLP (4 d + d).
     assert counts["gains_and_biases"] == n * (4 * d + 9 * d) + 2 * d
     assert counts["total"] == sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
     assert {leaf.dtype for leaf in jax.tree.leaves(abstract_params(config))} == {jnp.dtype("float32")}
@@ -87,7 +91,7 @@ def test_the_cpu_ladder_has_the_sizes_it_is_named_for():
 
 @pytest.mark.parametrize("rung, length", [("13m", 2048), ("42m", 256)])
 def test_executed_flops_agree_with_xlas_count(rung, length):
-    """XLA's own analysis of the lowered gradient, layers unrolled; attention is a third of it at 2048 tokens."""
+    """XLA's own count of the gradient, layers unrolled; at 2048 tokens attention is a third of it."""
     n = PAPER_LADDER[rung]
     config = ModelConfig(n, vocab_size=8192, dtype="float32", unroll=n)
     rows = 2
@@ -125,9 +129,19 @@ def test_every_form_equals_the_numpy_model(form):
 def test_every_form_has_its_parameters_and_no_others(form):
     config = tiny(**FORMS[form])
     d, f, n, v = config.d_model, config.d_ff, 2, 64
-    kernels = {"query": (d, d), "key": (d, d), "value": (d, d), "attention_out": (d, d), "mlp_in": (d, f), "mlp_out": (f, d)}
+    kernels = {
+        "query": (d, d),
+        "key": (d, d),
+        "value": (d, d),
+        "attention_out": (d, d),
+        "mlp_in": (d, f),
+        "mlp_out": (f, d),
+    }
     norm = {"scale": (d,)} | ({"bias": (d,)} if config.biases and config.norm == "layernorm" else {})
-    blocks = {name: {"kernel": shape} | ({"bias": shape[1:]} if config.biases else {}) for name, shape in kernels.items()}
+    blocks = {
+        name: {"kernel": shape} | ({"bias": shape[1:]} if config.biases else {})
+        for name, shape in kernels.items()
+    }
     blocks |= {"attention_norm": norm, "mlp_norm": norm}
     blocks = {name: {leaf: (n, *shape) for leaf, shape in leaves.items()} for name, leaves in blocks.items()}
     trunk = {"embedding": (v, d), "blocks": blocks, "final_norm": norm}
@@ -162,7 +176,11 @@ def test_logits_and_rewards_are_float32_under_bfloat16():
     config, params = tiny(dtype="bfloat16"), random_params(tiny())
     args = alone(np.random.default_rng(1).integers(0, 64, SHAPE))
     hidden_BxTxD, logits_NxV, rewards_BxT = outputs(config, params, *args)
-    assert (hidden_BxTxD.dtype, logits_NxV.dtype, rewards_BxT.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+    assert (hidden_BxTxD.dtype, logits_NxV.dtype, rewards_BxT.dtype) == (
+        jnp.bfloat16,
+        jnp.float32,
+        jnp.float32,
+    )
     for x in (logits_NxV, rewards_BxT):  # not merely widened
         assert (x.astype(jnp.bfloat16).astype(jnp.float32) == x).mean() < 0.1
     exact = outputs(tiny(), params, *args)
@@ -173,7 +191,9 @@ def test_logits_and_rewards_are_float32_under_bfloat16():
 
 def test_initial_scales():
     config = tiny(aspect=64, head_dim=64, vocab_size=512)
-    params = reference.jit(init_params, static_argnums=(0, 2))(config, jax.random.key(0, impl="rbg"), True)  # quick to compile
+    params = reference.jit(init_params, static_argnums=(0, 2))(
+        config, jax.random.key(0, impl="rbg"), True
+    )  # quick to compile
     d, blocks = config.d_model, params["transformer"]["blocks"]
     for name in ("query", "key", "value", "mlp_in"):
         assert float(blocks[name]["kernel"].std()) == pytest.approx(d**-0.5, rel=0.05)
@@ -181,8 +201,14 @@ def test_initial_scales():
     assert float(blocks["mlp_out"]["kernel"].std()) == pytest.approx((4 * d * 4) ** -0.5, rel=0.05)
     assert float(params["transformer"]["embedding"].std()) == pytest.approx(0.02, rel=0.05)
     assert float(params["lm_head"]["kernel"].std()) == pytest.approx(d**-0.5, rel=0.05)
-    assert float(params["score_head"]["kernel"].std()) == pytest.approx(0.1 * d**-0.5, rel=0.25)  # small, but not zero
-    drawn = [blocks[name]["kernel"][layer] for name in ("query", "key", "value", "attention_out") for layer in (0, 1)]
+    assert float(params["score_head"]["kernel"].std()) == pytest.approx(
+        0.1 * d**-0.5, rel=0.25
+    )  # small, but not zero
+    drawn = [
+        blocks[name]["kernel"][layer]
+        for name in ("query", "key", "value", "attention_out")
+        for layer in (0, 1)
+    ]
     assert all((drawn[i] != drawn[j]).mean() > 0.99 for i in range(len(drawn)) for j in range(i))
 
 
@@ -209,22 +235,23 @@ def test_attention_mask_by_hand():
     segments = np.array([[1, 1, 1, 1, 1, 1, 2, 2, 0]])
     branches = np.array([[0, 0, 1, 1, 2, 2, 0, 0, 0]])
     positions = np.array([[0, 1, 2, 3, 2, 3, 0, 1, 0]])
-    expected = """
-        x........
-        xx.......
-        xxx......
-        xxxx.....
-        xx..x....
-        xx..xx...
-        ......x..
-        ......xx.
-        ........x""".split()
+    expected = [
+        "x........",
+        "xx.......",
+        "xxx......",
+        "xxxx.....",
+        "xx..x....",
+        "xx..xx...",
+        "......x..",
+        "......xx.",
+        "........x",
+    ]
     mask = np.asarray(attention_mask(segments, branches, positions))[0]
     assert ["".join("x" if seen else "." for seen in row) for row in mask] == expected
 
 
 def test_nothing_leaks():
-    """d output of a query / d embedding of a key: exactly zero unless the key comes before it in its own sequence.
+    """d output of a query / d embedding of a key is zero unless the key is before it in its own sequence.
 
     Every place of the row holds another token, so that a row of the embedding's gradient belongs to one key.
     """
