@@ -42,7 +42,8 @@ below is "".
   * `accuracy, _final`: a row of metric accuracy and one of accuracy_final.
   * `pairs_total` is the number of distinct training pairs that a run was given: the x axis of curves over
     pairs (`pairs_seen` counts repeats). The runs of a task with the largest `pairs_total` from init lm are
-    its main ones, alike at every rung and for both objectives.
+    its main ones, alike at every rung and for both objectives. Numbers at most 5% apart (tasks drop over-long
+    pairs) count as one where tasks are averaged.
   * The paper's constant learning rate: rows as imitation and preference above, with intervention=paper_lr. A
     row with an `intervention` enters nothing but the comparison named after it.
   * After that, (task, objective, init, N, pairs_total, ranker, intervention, metric, seed) must name one row:
