@@ -33,12 +33,20 @@ def tiny(**changes: Any) -> ModelConfig:
 
 
 def random_params(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
-    """Parameters with a score head in which nothing is zero or one: gains and biases are drawn as well."""
+    """Parameters with a score head in which nothing is zero or one: gains and biases are drawn as well.
+
+    Matrices keep the variance of what they multiply: with larger ones attention is all but hard, and float32 is
+    computation is off in its fifth digit.
+    """
     rng = np.random.default_rng(seed)
 
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        around = 1.0 if path[-1].key == "scale" else 0.0
-        return (around + 0.3 * rng.standard_normal(leaf.shape)).astype(np.float32)
+        kind = path[-1].key
+        if kind == "kernel":
+            spread = leaf.shape[-2 if leaf.ndim > 1 else -1] ** -0.5
+        else:
+            spread = {"scale": 0.3, "bias": 0.3, "embedding": 1.0, "position_embedding": 1.0}[kind]
+        return ((kind == "scale") + spread * rng.standard_normal(leaf.shape)).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, abstract_params(config, score_head=True))
 
