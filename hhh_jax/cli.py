@@ -1,6 +1,5 @@
 """What the command-line programs share: the config flag, errors as one line, and the compilation cache."""
 
-import difflib
 import os
 import re
 import sys
@@ -32,7 +31,7 @@ def config_arguments() -> list[str]:
 
 def config_path() -> str:
     """What was given to ``--config``: ``FILE.py`` or ``FILE.py:ARGUMENT``."""
-    return next(argument.partition("=")[2] for argument in config_arguments() if argument.partition("=")[0].endswith("config"))
+    return next(argument.partition("=")[2] for argument in config_arguments() if re.match(r"--?config=", argument))
 
 
 def use_compilation_cache() -> None:
@@ -64,15 +63,18 @@ def start(main: Callable[[Any], None]) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
+    given = [argument.partition("=")[2] for argument in config_arguments() if re.match(r"--?config=", argument)]
+    for path in given:
+        if not Path(path.partition(":")[0]).is_file():
+            there = ", ".join(sorted(map(str, Path("configs").rglob("*.py")))) or "none below this folder"
+            raise UserError(f"no config file {path.partition(':')[0]}; there are {there}")
     try:
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:
-        # ml_collections names neither the flag nor what it could have been.
-        unknown = re.search(r"(?:attribute|Key|key)[^\"']*[\"']([\w.]+)[\"']", str(error))
-        given = [a.split("=")[0].removeprefix("--config.") for a in argv if a.startswith("--config.")]
-        raise UserError(f"no such config key among {', '.join(given)}: {unknown[1] if unknown else error}") from error
+        given = [a.partition("=")[0].lstrip("-").removeprefix("config.") for a in config_arguments() if "config." in a]
+        near = re.search(r'Did you mean "([^"]+)"', str(error))
+        raise UserError(
+            f"no such config key among {', '.join(given)}" + (f" (did you mean {near[1]!r}?)" if near else "")
+        ) from error
     except flags.Error as error:
-        unknown = re.search(r"Unknown command line flag '([^']+)'", str(error))
-        near = difflib.get_close_matches(unknown[1], list(flags.FLAGS), n=1) if unknown else []
-        print(f"error: {error}" + (f" (did you mean --{near[0]}?)" if near else ""), file=sys.stderr)
-        sys.exit(2)
+        raise UserError(str(error)) from error

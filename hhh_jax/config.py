@@ -86,7 +86,7 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
         "tokenizer": "",  # a tokenizer.json; empty: that of init.checkpoint, else one trained on the source
     }
     c.objective = {"name": {"imitation": "imitation"}.get(stage, "lm" if lm else "preference"), "lam": 1.0, "mu": 1.0}
-    c.batch = {"rows": 32 if cpu else 64, "pairs": 32}  # rows of LM batches; pairs of all others
+    c.batch = {"rows": 8 if cpu else 64, "pairs": 32}  # rows of LM batches; pairs of all others
     c.steps = 0  # updates; 0: as many as tokens or epochs ask for
     c.tokens = 1e6 if cpu else 4e11  # of LM stages
     c.epochs = 1.0  # of stages on pairs
@@ -110,6 +110,7 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
         "points": 8 if not lm else 1,  # evenly spaced validations; the best one's parameters are kept
         "limit": 0,  # test items; 0 takes all
         "validation_limit": 0,  # validation items
+        "selections": ("best", "final"),  # which parameters are tested: chosen on validation, and the last ones
         "curve": (),  # numbers of pairs seen at which the test set is read too, for curves within one run
         "tasks": (),  # of LM stages: tasks on whose test sets the untuned model is scored
     }

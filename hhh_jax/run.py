@@ -321,10 +321,12 @@ def _results(this: Run, state: train.State, selections: tuple[str, ...]) -> tupl
                 })  # fmt: skip
         return [_row(this, row) for row in rows], items
     ranker = RANKERS[c.objective.name]
+    scores: evaluate.PairScores | None = None
     for selection in selections:
         params = state["best"]["params"] if selection == "best" else state["params"]
         steps_G = np.asarray(state["best"]["step"]) if selection == "best" else np.full(len(seeds), this.total_steps)
-        scores = evaluate.score_pairs(_scorer(this, params), this.data.test, (want(ranker),))
+        if scores is None or (np.asarray(state["best"]["step"]) != this.total_steps).any():  # else they are the same
+            scores = evaluate.score_pairs(_scorer(this, params), this.data.test, (want(ranker),))
         for row in evaluate.pair_rows(scores, seeds, selection, (ranker,)):
             rows.append(row | {"pairs_seen": int(steps_G[seeds.index(row["seed"])]) * c.batch.pairs})
         items += evaluate.pair_items(scores, this.data.test, seeds, **where, selection=selection)
@@ -347,13 +349,13 @@ def _untuned_results(this: Run, state: train.State) -> tuple[list[dict], list[di
 
 def _finish(this: Run, state: train.State, extra: dict[str, Any], seconds: float) -> None:
     """Evaluates once and writes items, rows and, last, DONE.json."""
-    rows, items = _results(this, state, ("best", "final"))
+    c = this.config
+    rows, items = _results(this, state, tuple(c.eval.selections))
     untuned_rows, untuned_items = _untuned_results(this, state)
     if jax.process_index():
         return
     write_lines(this.workdir / "items.jsonl", items + untuned_items)
     write_lines(this.workdir / "rows.jsonl", extra["rows"] + rows + untuned_rows)
-    c = this.config
     flops = model.executed_flops_per_token(this.step_config.model, c.data.row_length) * extra["tokens"]
     write_json_atomic(
         this.workdir / "DONE.json",

@@ -32,6 +32,9 @@ from hhh_jax.errors import UserError
 FLOPS_PER_CORE = 2e10
 """What small models get out of a CPU core, for the first estimate of time; finished runs correct it."""
 
+MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592"
+"""XLA's CPU backend allocates every step's buffers anew; kept and in huge pages, a step takes two thirds of the time."""
+
 
 class Planned(NamedTuple):
     """One run of a study.
@@ -179,31 +182,35 @@ def _best_multiple(workdir: Path, names: Sequence[str]) -> float:
     return max((read(name) for name in names), key=lambda pair: pair[0])[1]
 
 
-def gather(workdir: Path, planned: Sequence[Planned], name: str, broken: dict[str, str]) -> None:
+def gather(workdir: Path, planned: Sequence[Planned], c: ml_collections.ConfigDict, broken: dict[str, str]) -> None:
     """Writes results.csv and study.json from the finished runs."""
     import jax
 
-    from hhh_jax import model, results
+    from hhh_jax import results
     from hhh_jax.record import write_json_atomic
 
-    rows, seconds, total, tokens = [], {}, 0.0, {}
+    rows: list[dict[str, Any]] = []
+    seconds: dict[str, float] = {}
+    tokens: dict[str, float] = {}
+    total = 0.0
     for run in planned:
         directory = workdir / "runs" / run.name
         if not is_done(workdir, run):
             continue
         rows += [json.loads(line) for line in (directory / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
         done = json.loads((directory / "DONE.json").read_text())
-        seconds[run.name] = done.get("run_seconds", 0.0)
+        stage = run.config.stage if run.config is not None else "baseline"
+        seconds[stage] = seconds.get(stage, 0.0) + done.get("run_seconds", 0.0)
         total += done.get("training_flops", 0.0)
         if run.config is not None and run.config.stage == "pretrain":
             n = done["parameters"]["n"]
             tokens[str(n)] = done["tokens"] / len(run.config.seeds) / n
-    results.write_table([{**row, "study": name} for row in rows], workdir / "results.csv")
+    results.write_table([{**row, "study": c.name} for row in rows], workdir / "results.csv")
     write_json_atomic(
         workdir / "study.json",
         {
-            "name": name,
-            "runs": len(planned),
+            "name": c.name,
+            "config": c.to_dict(),
             "broken": broken,
             "seconds": seconds,
             "flops": total,
@@ -215,7 +222,6 @@ def gather(workdir: Path, planned: Sequence[Planned], name: str, broken: dict[st
                 "jax": jax.__version__,
                 "python": platform.python_version(),
             },
-            "parameters": {rung: model.count_params(model.ModelConfig(n, 32, 32))["n"] for rung, n in model.CPU_LADDER.items()},
         },
     )
 
@@ -226,7 +232,8 @@ def _spawn_workers(workdir: Path, workers: int) -> int:
     processes = []
     for index in range(workers):
         arguments = [*cli.config_arguments(), f"--workdir={workdir}", f"--shard={index}/{workers}"]
-        processes.append(subprocess.Popen([sys.executable, "-m", "hhh_jax.study", *arguments]))
+        command = [sys.executable, "-m", "hhh_jax.study", *arguments]
+        processes.append(subprocess.Popen(command, env={**os.environ, "GLIBC_TUNABLES": MALLOC}))
         if cores:  # small programs use one core well and two badly
             os.sched_setaffinity(processes[-1].pid, cores[index::workers] or cores)
     try:
@@ -268,7 +275,7 @@ def main(_: Sequence[str]) -> None:
         broken = execute(workdir, mine, lambda line: print(line, flush=True))
     if count > 1:
         sys.exit(1 if broken else 0)
-    gather(workdir, planned, c.name, broken)
+    gather(workdir, planned, c, broken)
     from hhh_jax.report import write_report
 
     write_report(workdir)

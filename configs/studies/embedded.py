@@ -30,16 +30,17 @@ def get_config(preset: str = ""):
     c.rungs = ("12k", "98k", "332k", "786k") + (("2.7m",) if full else ())
     c.seeds = tuple(range(5 if full else 3))
     c.pretrain_tokens = 1.2e6 if full else 1e6
-    c.pairs = 1800 if full else 600
+    c.pairs = 1800 if full else 400
     c.epochs = 2.0 if full else 1.0
-    c.batch_pairs = 30
+    c.batch_pairs = 8  # many small updates: at these sizes more of them help more than larger ones
     c.test_items = 0 if full else 1000
-    c.validation_items = 0 if full else 240
-    c.validations = 6 if full else 3
+    c.validation_items = 0 if full else 200
+    c.validations = 6 if full else 2
+    c.twin_rungs = c.rungs if full else ("332k",)
     c.lr_multiple = 0.5
     c.lr_grid = (0.15, 0.5, 1.5) if full else ()  # chosen for each rung, task and objective by validation, on one seed
-    c.pmp = {"rung": "332k", "source": "edits", "pairs": 3000 if full else 1500, "finetune_pairs": (120, 500)}
-    c.symbols = {"rung": "98k", "pairs": 20000 if full else 10000, "finetune_pairs": (100, 500, 2000) if full else (120, 500)}
+    c.pmp = {"rung": "332k", "source": "edits", "pairs": 3000 if full else 1000, "finetune_pairs": (100, c.pairs) if not full else (100, 500, c.pairs)}
+    c.symbols = {"rung": "98k", "pairs": 20000 if full else 8000, "finetune_pairs": (100, 500, 2000) if full else (100, 500)}
     return c
 
 
@@ -56,7 +57,7 @@ def _run(c, stage: str, rung: str, task: str, init: str, **settings):
     run.data.source = task
     run.eval.limit = c.test_items
     run.eval.validation_limit = c.validation_items
-    run.term_norms_every = 1  # one compiled program a rung rather than two
+    run.term_norms_every = 0  # another program to compile
     run.checkpoint.every_minutes = 1.0
     if stage != "pretrain":
         run.labels.init = init
@@ -87,7 +88,7 @@ def _pretraining(c):
 
 def _objectives(c):
     for rung in c.rungs:
-        for task in TASKS:
+        for task in (*RANKED, *BINARY, *((TWIN,) if rung in c.twin_rungs else ())):
             ranked = "ranked" if task in RANKED else "binary"
             for stage in ("imitation", ranked):
                 name = f"{stage}-{task}-{rung}"
@@ -106,7 +107,8 @@ def _pmp(c):
     arms = {"lm": f"pretrain-{rung}"}
     for form in ("ranked", "binary"):
         name = f"pmp-{source}-{form}-{rung}"
-        settings = {"data.limit": c.pmp.pairs, "data.binarize": form == "binary", "epochs": 1.0, "eval.points": 1}
+        settings = {"data.limit": c.pmp.pairs, "data.binarize": form == "binary", "epochs": 1.0, "eval.points": 1,
+                    "eval.selections": ("final",)}
         yield Planned(name, _run(c, "pmp", rung, source, "lm", **settings), f"pretrain-{rung}")
         arms[f"pmp:{source}:{form}"] = name
     yield from _finetuning(c, rung, (*RANKED, *BINARY), arms, c.pmp.finetune_pairs, {})
@@ -118,7 +120,8 @@ def _symbols(c):
     settings = {"objective.mu": 0.0}
     for variant in ("T0", "T1", "T2", "T3", "T4", "Tb"):
         name = f"pmp-symbols-{variant}-{rung}"
-        more = {"data.limit": c.symbols.pairs, "data.binarize": False, "epochs": 1.0, "eval.points": 1}
+        more = {"data.limit": c.symbols.pairs, "data.binarize": False, "epochs": 1.0, "eval.points": 1,
+                    "eval.selections": ("final",)}
         yield Planned(
             name, _run(c, "pmp", rung, f"symbols:{variant}", "lm", **settings, **more), f"pretrain-{rung}"
         )
@@ -132,8 +135,10 @@ def _finetuning(c, rung, tasks, arms, numbers_of_pairs, settings):
         stage = "binary" if task in BINARY else "ranked"
         for init, after in arms.items():
             for pairs in numbers_of_pairs:
+                if init == "lm" and pairs == c.pairs and not settings:
+                    continue  # that is the run of the comparison of objectives
                 keep = "fresh" if init == "lm" else "keep"
-                more = {"data.limit": pairs, "init.score_head": keep}
+                more = {"data.limit": pairs, "init.score_head": keep, "eval.selections": ("best",)}
                 start = init.replace(":", "_")
                 name = f"{stage}-{task.replace(':', '_')}-{rung}-from_{start}-{pairs}_pairs"
                 yield Planned(name, _run(c, stage, rung, task, init, **settings, **more), after)

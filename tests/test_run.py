@@ -1,0 +1,194 @@
+"""One run from end to end on a user's own files: results, resuming after kill -9, refusals."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hhh_jax import config, record, run
+from hhh_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """60 documents of a small language: sentences of colors and animals."""
+    rng = random.Random(0)
+    words = "red green blue white fox hen cow cat runs sleeps eats sings now here often".split()
+    documents = [" ".join(rng.choice(words) for _ in range(40)) + "." for _ in range(60)]
+    path = tmp_path_factory.mktemp("data") / "corpus.txt"
+    path.write_text("\n\n".join(documents))
+    return path
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory) -> Path:
+    """200 pairs as a user writes them: the good answer names the animal of the question."""
+    rng = random.Random(1)
+    animals = ["fox", "hen", "cow", "cat"]
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    with path.open("w") as file:
+        for i in range(200):
+            good, bad = rng.sample(animals, 2)
+            context = f"{rng.choice(['red', 'blue', 'green'])} {good} {i}: which animal?"
+            file.write(json.dumps({"context": context, "good": f" {good}", "bad": f" {bad}"}) + "\n")
+    return path
+
+
+def tiny(stage: str, source: Path, **settings):
+    c = config.parse_arg(f"12k,data={source}", stage)
+    c.model.update(vocab_size=300)
+    c.data.update(row_length=64, max_tokens=32, slots=4)
+    c.batch.update(rows=4, pairs=8)
+    c.tokens, c.log_every, c.seeds = 4 * 64 * 12, 1, (0, 1)
+    for name, value in settings.items():
+        config.set_field(c, name.replace("__", "."), str(value))
+    return c
+
+
+@pytest.fixture(scope="session")
+def pretrained(corpus, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("pretrained")
+    run.run(tiny("pretrain", corpus), workdir, quiet=True)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def ranked(pairs, pretrained, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("ranked")
+    run.run(tiny("ranked", pairs, init__checkpoint=pretrained), workdir, quiet=True)
+    return workdir
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_pretraining_record_holds_the_loss_of_every_document(pretrained):
+    rows, items = lines(pretrained / "rows.jsonl"), lines(pretrained / "items.jsonl")
+    losses = {row["seed"]: row["value"] for row in rows if row["metric"] == "loss"}
+    assert set(losses) == {0, 1}
+    for seed, loss in losses.items():
+        mine = [item for item in items if item["seed"] == seed]
+        total = -sum(item["logp_sum"] for item in mine) / sum(item["n_tokens"] for item in mine)
+        np.testing.assert_allclose(total, loss, rtol=1e-9)
+        assert loss < np.log(300)
+    metrics = record.read_metrics(pretrained / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == list(range(1, 13))
+    assert np.mean(metrics[-1]["loss"]) < np.mean(metrics[0]["loss"]) - 0.3
+
+
+def test_items_agree_with_rows(ranked):
+    items = lines(ranked / "items.jsonl")
+    for row in lines(ranked / "rows.jsonl"):
+        selection = "final" if row["metric"].endswith("_final") else "best"
+        rewards: dict[str, dict[str, float]] = {}
+        for item in items:
+            if item["selection"] == selection and item["seed"] == row["seed"]:
+                rewards.setdefault(item["item_id"], {})[item["option"]] = item["reward"]
+        margins = np.array([sides["good"] - sides["bad"] for sides in rewards.values()])
+        assert row["n_items"] == len(margins) > 10
+        expected = np.mean(margins > 0) if row["metric"].startswith("accuracy") else np.mean(np.log1p(np.exp(-margins)))
+        np.testing.assert_allclose(row["value"], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("selection", ["best", "final"])
+def test_rows_are_recomputed_from_the_checkpoint(ranked, selection):
+    suffix = "_final" if selection == "final" else ""
+    stored = {(r["seed"], r["metric"]): r["value"] for r in lines(ranked / "rows.jsonl") if r["metric"].endswith(suffix)}
+    again = run.recompute_rows(str(ranked), "", "test", selection)
+    assert {(r["seed"], r["metric"]) for r in again} == {(s, m + suffix) for s in (0, 1) for m in ("accuracy", "pm_loss")}
+    for row in again:
+        np.testing.assert_allclose(row["value"], stored[row["seed"], row["metric"]], rtol=1e-6)
+
+
+def test_terms_are_recorded_apart_with_their_gradient_norms(ranked):
+    first = record.read_metrics(ranked / "metrics.jsonl")[0]
+    np.testing.assert_allclose(
+        np.array(first["pm_loss"]) + np.array(first["lm_loss"]), first["loss"], rtol=1e-5
+    )  # lambda = mu = 1
+    assert min(first["pm_grad_norm"]) > 0 and min(first["lm_grad_norm"]) > 0
+
+
+def test_a_finished_run_is_left_alone(ranked, pairs, pretrained):
+    before = {path: path.stat().st_mtime_ns for path in ranked.rglob("*")}
+    run.run(tiny("ranked", pairs, init__checkpoint=pretrained), ranked, quiet=True)
+    assert {path: path.stat().st_mtime_ns for path in ranked.rglob("*")} == before
+
+
+def test_another_config_is_refused_by_its_first_different_key(ranked, pairs, pretrained):
+    with pytest.raises(UserError, match=r"objective\.mu = 1\.0, not 0\.0"):
+        run.run(tiny("ranked", pairs, init__checkpoint=pretrained, objective__mu=0.0), ranked, quiet=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(corpus, tmp_path):
+    c = tiny("pretrain", corpus, optim__lr=1e30, optim__clip=0.0, checkpoint__every_steps=1)
+    with pytest.raises(UserError, match=r"(loss|grad_norm) is \[.*\] at step \d+ \(batch \d+, seeds \[0, 1\]\)"):
+        run.run(c, tmp_path, quiet=True)
+    assert not (tmp_path / "DONE.json").exists()
+
+
+def test_score_head_cannot_be_kept_from_a_language_model(pairs, pretrained, tmp_path):
+    c = tiny("ranked", pairs, init__checkpoint=pretrained, init__score_head="keep")
+    with pytest.raises(UserError, match=r"init\.score_head is 'keep'"):
+        run.run(c, tmp_path, quiet=True)
+
+
+def test_pmp_head_is_kept(pairs, pretrained, tmp_path):
+    """With no update in between, a kept head gives the rewards that it gave."""
+    c = tiny("pmp", pairs, init__checkpoint=pretrained, data__binarize="false")
+    run.run(c, tmp_path / "pmp", quiet=True)
+    kept = tiny("ranked", pairs, init__checkpoint=tmp_path / "pmp", init__score_head="keep", optim__lr=1e-30)
+    run.run(kept, tmp_path / "kept", quiet=True)
+
+    def rewards(name: str) -> list[float]:
+        return [item["reward"] for item in lines(tmp_path / name / "items.jsonl") if item["selection"] == "final"]
+
+    np.testing.assert_allclose(rewards("kept"), rewards("pmp"), rtol=1e-6)
+
+
+COMMAND = """
+import sys; sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_run import tiny
+from hhh_jax import run
+c = tiny("ranked", Path({pairs!r}), init__checkpoint={init!r}, checkpoint__every_steps=3, epochs=3.0)
+run.run(c, {workdir!r}, quiet=True)
+"""
+
+
+def start(workdir: Path, pairs: Path, init: Path) -> subprocess.Popen:
+    code = COMMAND.format(tests=str(ROOT / "tests"), pairs=str(pairs), init=str(init), workdir=str(workdir))
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+
+
+def test_kill_9_at_random_moments_changes_nothing(pairs, pretrained, tmp_path):
+    """The record of a run that was killed three times equals an uninterrupted one's bit for bit, but for time."""
+    assert start(tmp_path / "whole", pairs, pretrained).wait(300) == 0
+    rng = random.Random(int.from_bytes(os.urandom(4)))
+    for kill in range(3):
+        process = start(tmp_path / "killed", pairs, pretrained)
+        metrics = tmp_path / "killed" / "metrics.jsonl"
+        at_least = [1, 8, 20][kill]  # so that it dies while it trains, each time further on
+        while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= at_least):
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.2)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(tmp_path / "killed", pairs, pretrained).wait(300) == 0
+
+    def content(name: str) -> list:
+        metrics = record.read_metrics(tmp_path / name / "metrics.jsonl")
+        timeless = [{k: v for k, v in line.items() if not record.is_time_field(k)} for line in metrics]
+        rows = [{k: v for k, v in row.items() if k != "run"} for row in lines(tmp_path / name / "rows.jsonl")]
+        return [timeless, rows, lines(tmp_path / name / "items.jsonl")]
+
+    assert content("killed") == content("whole")
