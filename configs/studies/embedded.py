@@ -108,7 +108,7 @@ def _pmp(c):
     for form in ("ranked", "binary"):
         name = f"pmp-{source}-{form}-{rung}"
         settings = {"data.limit": c.pmp.pairs, "data.binarize": form == "binary", "epochs": 1.0, "eval.points": 1,
-                    "eval.selections": ("final",)}
+                    "eval.selections": ("best",)}
         yield Planned(name, _run(c, "pmp", rung, source, "lm", **settings), f"pretrain-{rung}")
         arms[f"pmp:{source}:{form}"] = name
     yield from _finetuning(c, rung, (*RANKED, *BINARY), arms, c.pmp.finetune_pairs, {})
@@ -121,7 +121,7 @@ def _symbols(c):
     for variant in ("T0", "T1", "T2", "T3", "T4", "Tb"):
         name = f"pmp-symbols-{variant}-{rung}"
         more = {"data.limit": c.symbols.pairs, "data.binarize": False, "epochs": 1.0, "eval.points": 1,
-                    "eval.selections": ("final",)}
+                    "eval.selections": ("best",)}
         yield Planned(
             name, _run(c, "pmp", rung, f"symbols:{variant}", "lm", **settings, **more), f"pretrain-{rung}"
         )
