@@ -23,7 +23,7 @@ import ml_collections
 import numpy as np
 
 from hhh_jax import config as config_lib
-from hhh_jax import evaluate, model, optim, sharding, stage_data, train
+from hhh_jax import evaluate, model, objectives, optim, sharding, stage_data, train
 from hhh_jax.checkpoint import Checkpoints, read_extra, restore_params
 from hhh_jax.data.loader import prefetch
 from hhh_jax.data.tokenizer import Tokenizer
@@ -134,7 +134,9 @@ def _pretrain_seeds(c: ml_collections.ConfigDict, source: dict[str, Any] | None)
         return (behind[0],) * len(c.seeds)
     missing = [seed for seed in c.seeds if seed not in there]
     if missing:
-        raise UserError(f"{c.init.checkpoint} has seeds {there}, none of them {missing[0]}; choose --config.seeds of these")
+        raise UserError(
+            f"{c.init.checkpoint} has seeds {there}, none of them {missing[0]}; choose --config.seeds of these"
+        )
     return tuple(behind[there.index(seed)] for seed in c.seeds)
 
 
@@ -143,7 +145,7 @@ def _initial_params(
 ) -> model.Params:
     """Parameters ``[G, ...]`` of the run that this one starts from; the score head only if it is kept."""
     there = source["config"]["seeds"]
-    has_head = train.objectives.needs_score_head(source["config"]["objective.name"])
+    has_head = objectives.needs_score_head(source["config"]["objective.name"])
     keep_head = step_config.score_head and c.init.score_head == "keep"
     if keep_head and not has_head:
         raise UserError(
@@ -220,7 +222,7 @@ def _loop(
         if this.data.train_pairs is not None:
             pending[2]["pairs"] = step * c.batch.pairs
         if step in validate_at or step in curve_at:
-            more = {}
+            more: dict[str, Any] = {}
             if step in validate_at:
                 state, more = _validate(this, state, step)
             if step in curve_at:
@@ -296,7 +298,7 @@ def _row(this: Run, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_sha(c: ml_collections.ConfigDict) -> str:
-    """A short hash of all that a run's result depends on: its config, with the run that it starts from by that one's hash."""
+    """A short hash of all that a run's result depends on: its config, in which the run it starts from is that one's hash."""
     flat = jsonable(config_lib.fields(c)) | {"labels.study": ""}
     if c.init.checkpoint:
         flat["init.checkpoint"] = read_extra(Path(c.init.checkpoint) / "checkpoints")["config_sha"]

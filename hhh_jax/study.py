@@ -33,7 +33,7 @@ FLOPS_PER_CORE = 2e10
 """What small models get out of a CPU core, for the first estimate of time; finished runs correct it."""
 
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592"
-"""XLA's CPU backend allocates every step's buffers anew; kept and in huge pages, a step takes two thirds of the time."""
+"""XLA's CPU backend allocates each step's buffers anew; kept and in huge pages, a step takes two thirds of the time."""
 
 
 class Planned(NamedTuple):
@@ -86,7 +86,7 @@ def flops(run: Planned) -> float:
 
 
 def shard(planned: Sequence[Planned], index: int, count: int) -> list[Planned]:
-    """Share ``index`` of ``count``: whole chains, dealt so that the shares take about as long; depends on the plan only."""
+    """Share ``index`` of ``count``: whole chains, dealt so that shares take about as long; depends on the plan only."""
     shares: list[list[Planned]] = [[] for _ in range(count)]
     loads = [0.0] * count
     for chain in sorted(chains(planned), key=lambda chain: -sum(map(flops, chain))):
@@ -262,10 +262,12 @@ def main(_: Sequence[str]) -> None:
     workers = _WORKERS.value or (min(len(chains(planned)), _cores()) if on_cpu and count == 1 else 1)
     minutes = seconds_left(workdir, mine) / 60 / max(workers, 1)
     where = f"share {index} of {count}, " if count > 1 else ""
-    print(f"{c.name}: {where}{len(mine)} runs, {len(mine) - len(todo)} done; about {minutes:.0f} minutes left", flush=True)
+    progress = f"{len(mine)} runs, {len(mine) - len(todo)} done; about {minutes:.0f} minutes left"
+    print(f"{c.name}: {where}{progress}", flush=True)
     if _PLAN.value:
         for run in planned:
-            print(f"  {'done' if is_done(workdir, run) else '    '} {run.name}" + (f" (after {run.after})" if run.after else ""))
+            after = f" (after {run.after})" if run.after else ""
+            print(f"  {'done' if is_done(workdir, run) else '    '} {run.name}{after}")
         return
     cli.use_compilation_cache()
     if todo and workers > 1 and count == 1:
@@ -280,7 +282,8 @@ def main(_: Sequence[str]) -> None:
 
     write_report(workdir)
     if broken:
-        print(f"{len(broken)} of {len(planned)} runs are broken: {', '.join(list(broken)[:5])}; start again to retry them")
+        names = ", ".join(list(broken)[:5])
+        print(f"{len(broken)} of {len(planned)} runs are broken: {names}; start again to retry them")
     print(f"report: {workdir / 'report.html'}")
     sys.exit(1 if broken else 0)
 

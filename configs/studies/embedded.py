@@ -5,13 +5,18 @@
 
 1. language-model pretraining at every rung: loss against N
 2. finetuning with each objective on two ranked and two binary tasks and a format twin: figures 3, 14, 15
-3. preference model pre-training on `edits` (pages of the standard library with words replaced), then finetuning: figures 4, 5, 18
+3. preference model pre-training on `edits` (pages of the standard library with words replaced), then finetuning:
+   figures 4, 5, 18
 4. the symbols experiment: figure 33
 """
+
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ml_collections
 
 from hhh_jax import config
+from hhh_jax.errors import UserError
 from hhh_jax.study import Planned
 
 RANKED = ("word_order", "line_order")
@@ -20,10 +25,10 @@ TWIN = "word_order_label"
 TASKS = (*RANKED, *BINARY, TWIN)
 
 
-def get_config(preset: str = ""):
+def get_config(preset: str = "") -> ml_collections.ConfigDict:
     """Numbers of the study; `preset` is empty or ``full``."""
     if preset not in ("", "full"):
-        raise config.UserError(f"no preset {preset!r} of the embedded study; there is full, and none")
+        raise UserError(f"no preset {preset!r} of the embedded study; there is full, and none")
     full = preset == "full"
     c = ml_collections.ConfigDict()
     c.name = preset or "embedded"
@@ -39,17 +44,28 @@ def get_config(preset: str = ""):
     c.twin_rungs = c.rungs if full else ("332k",)
     c.lr_multiple = 0.5
     c.lr_grid = (0.15, 0.5, 1.5) if full else ()  # chosen for each rung, task and objective by validation, on one seed
-    c.pmp = {"rung": "332k", "source": "edits", "pairs": 3000 if full else 1000, "finetune_pairs": (100, c.pairs) if not full else (100, 500, c.pairs)}
-    c.symbols = {"rung": "98k", "pairs": 20000 if full else 8000, "finetune_pairs": (100, 500, 2000) if full else (100, 500)}
+    c.pmp = {
+        "rung": "332k",
+        "source": "edits",
+        "pairs": 3000 if full else 1000,
+        "finetune_pairs": (100, 500, c.pairs) if full else (100, c.pairs),
+    }
+    c.symbols = {
+        "rung": "98k",
+        "pairs": 20000 if full else 8000,
+        "finetune_pairs": (100, 500, 2000) if full else (100, 500),
+    }
     return c
 
 
-def runs(c) -> list[Planned]:
+def runs(c: ml_collections.ConfigDict) -> list[Planned]:
     """All runs, every one after those that it needs."""
     return [*_baselines(c), *_pretraining(c), *_objectives(c), *_pmp(c), *_symbols(c)]
 
 
-def _run(c, stage: str, rung: str, task: str, init: str, **settings):
+def _run(
+    c: ml_collections.ConfigDict, stage: str, rung: str, task: str, init: str, **settings: Any
+) -> ml_collections.ConfigDict:
     """A run's config with the study's numbers and then `settings`, by full field names."""
     run = config.base_config(stage, rung)
     run.seeds = c.seeds
@@ -74,19 +90,19 @@ def _run(c, stage: str, rung: str, task: str, init: str, **settings):
     return run
 
 
-def _baselines(c):
+def _baselines(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     for task in TASKS:
         yield Planned(f"baseline-{task}", None, baseline=(task, 0, c.pairs, c.test_items))
 
 
-def _pretraining(c):
+def _pretraining(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     for rung in c.rungs:
         # The twin's two texts are in the context.
         settings = {"tokens": c.pretrain_tokens, "eval.tasks": TASKS, "data.max_tokens": 124}
         yield Planned(f"pretrain-{rung}", _run(c, "pretrain", rung, "stdlib", "", **settings))
 
 
-def _objectives(c):
+def _objectives(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     for rung in c.rungs:
         for task in (*RANKED, *BINARY, *((TWIN,) if rung in c.twin_rungs else ())):
             ranked = "ranked" if task in RANKED else "binary"
@@ -102,7 +118,7 @@ def _objectives(c):
                 yield Planned(name, _run(c, stage, rung, task, "lm"), f"pretrain-{rung}", choose)
 
 
-def _pmp(c):
+def _pmp(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     rung, source = c.pmp.rung, c.pmp.source
     arms = {"lm": f"pretrain-{rung}"}
     for form in ("ranked", "binary"):
@@ -114,7 +130,7 @@ def _pmp(c):
     yield from _finetuning(c, rung, (*RANKED, *BINARY), arms, c.pmp.finetune_pairs, {})
 
 
-def _symbols(c):
+def _symbols(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     rung = c.symbols.rung
     arms = {"lm": f"pretrain-{rung}"}
     settings = {"objective.mu": 0.0}
@@ -129,7 +145,14 @@ def _symbols(c):
     yield from _finetuning(c, rung, ("symbols:T0",), arms, c.symbols.finetune_pairs, settings)
 
 
-def _finetuning(c, rung, tasks, arms, numbers_of_pairs, settings):
+def _finetuning(
+    c: ml_collections.ConfigDict,
+    rung: str,
+    tasks: Sequence[str],
+    arms: dict[str, str],
+    numbers_of_pairs: Sequence[int],
+    settings: dict[str, Any],
+) -> Iterator[Planned]:
     """Preference modeling on every task from every arm's start, in runs of their own for each number of pairs."""
     for task in tasks:
         stage = "binary" if task in BINARY else "ranked"
