@@ -61,8 +61,8 @@ class Placement:
     """Where the records of a batch went; stays on the host.
 
     Attributes:
-      option_RxT: int32, ``2 * pair + side`` (side 0 is good) of each response token, -1 elsewhere. For documents, the
-        index of the document that each token belongs to.
+      option_RxT: int32, ``2 * pair + side`` (side 0 is good) where a response token is predicted, -1 elsewhere. For
+        documents, the index of the document whose token is predicted.
       pair_RxS: int32, the index of the pair in each slot, -1 where none is.
     """
 
@@ -250,7 +250,7 @@ class DocumentStream:
 
     An epoch is a permutation of the documents that depends on (seed, epoch) only, laid end to end and cut into rows of
     `length` tokens. A document that a cut divides goes on as a segment of its own; every token but the first of a
-    document is predicted exactly once an epoch, except in the last, incomplete row.
+    document is predicted exactly once an epoch, except in the last, incomplete row, which is left out.
 
     Args:
       documents: token ids of each document, the delimiter included.
@@ -264,7 +264,8 @@ class DocumentStream:
         self.starts_D = np.cumsum(self.sizes_D) - self.sizes_D
         self.length, self.seed = length, seed
         total = len(self.tokens)
-        self.rows_per_epoch = -(-total // length) if seed is None else total // length
+        # The incomplete last row is left out of an epoch, unless there is no other.
+        self.rows_per_epoch = -(-total // length) if seed is None else max(total // length, 1)
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
