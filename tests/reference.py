@@ -12,6 +12,8 @@ import numpy as np
 
 from hhh_jax.data.packing import TokenizedPair
 from hhh_jax.model import ModelConfig, abstract_params
+from hhh_jax.sharding import make_mesh
+from hhh_jax.train import StepConfig
 
 EOC, PAD = 0, 1
 
@@ -35,7 +37,7 @@ def tiny(**changes: Any) -> ModelConfig:
 def random_params(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
     """Parameters with a score head in which nothing is zero or one: gains and biases are drawn as well.
 
-    Matrices keep the variance of what they multiply: with larger ones attention is all but hard, and float32 is
+    Matrices keep the variance of what they multiply: larger ones make attention all but hard, and then any float32
     computation is off in its fifth digit.
     """
     rng = np.random.default_rng(seed)
@@ -122,15 +124,11 @@ def make_pair(name: str, context: list[int], good: list[int], bad: list[int]) ->
     return TokenizedPair(name, name, context_, good_, bad_, (len(good), len(bad)))
 
 
-def random_pairs(
-    rng: np.random.Generator, n: int, longest: int = 6, vocab_size: int = 64
-) -> list[TokenizedPair]:
+def random_pairs(rng: np.random.Generator, n: int, longest: int = 6, vocab_size: int = 64) -> list[TokenizedPair]:
     """Pairs with 0 to `longest` tokens of context and 1 to `longest` on each side, which differ at once."""
     pairs = []
     for i in range(n):
-        context, good, bad = (
-            rng.integers(2, vocab_size, size) for size in rng.integers((0, 1, 1), longest + 1)
-        )
+        context, good, bad = (rng.integers(2, vocab_size, size) for size in rng.integers((0, 1, 1), longest + 1))
         bad[0] = good[0] + 1 if good[0] + 1 < vocab_size else 2
         pairs.append(make_pair(f"pair {i}", list(context), list(good), list(bad)))
     return pairs
@@ -149,3 +147,12 @@ def assert_trees_close(a: Any, b: Any, tolerance: float) -> None:
         assert x.shape == y.shape
         worst, scale = np.abs(x - y).max(), max(np.abs(y).max(), 1e-3)
         assert worst <= tolerance * scale, f"{jax.tree_util.keystr(path)}: {worst} of {scale}"
+
+
+def step_config(objective: str, model: ModelConfig, **changes: Any) -> StepConfig:
+    """A step on one device with plain AdamW."""
+    fields = {
+        "lam": 1.0, "mu": 1.0, "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.0, "clip": 0.0,
+        "accumulate": 1, "n_seeds": 1, "select": False,
+    }  # fmt: skip
+    return StepConfig(model=model, objective=objective, mesh=make_mesh(), **(fields | changes))
