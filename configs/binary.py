@@ -5,8 +5,10 @@
 The objective is configs/ranked.py's: what is binary is how the pairs are built.
 """
 
+import ml_collections
+
 from hhh_jax import config
 
 
-def get_config(arg: str = "98k"):
+def get_config(arg: str = "98k") -> ml_collections.ConfigDict:
     return config.parse_arg(arg, "binary")

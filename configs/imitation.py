@@ -5,8 +5,10 @@
 Same start, pairs, order and number of updates as configs/ranked.py and configs/binary.py.
 """
 
+import ml_collections
+
 from hhh_jax import config
 
 
-def get_config(arg: str = "98k"):
+def get_config(arg: str = "98k") -> ml_collections.ConfigDict:
     return config.parse_arg(arg, "imitation")

@@ -4,8 +4,10 @@
     python -m hhh_jax.main --config=configs/ranked.py:13m,data=pairs.jsonl,init=DIR --workdir=DIR
 """
 
+import ml_collections
+
 from hhh_jax import config
 
 
-def get_config(arg: str = "98k"):
+def get_config(arg: str = "98k") -> ml_collections.ConfigDict:
     return config.parse_arg(arg, "ranked")

@@ -68,6 +68,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
         if not Path(path.partition(":")[0]).is_file():
             there = ", ".join(sorted(map(str, Path("configs").rglob("*.py")))) or "none below this folder"
             raise UserError(f"no config file {path.partition(':')[0]}; there are {there}")
+    if not given and "config" in flags.FLAGS and not any("help" in argument for argument in argv):
+        raise UserError("give --config=FILE.py[:ARGUMENT], as --config=configs/ranked.py:98k,task=word_order")
     try:
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:

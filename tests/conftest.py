@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tiny_runs import corpus, pairs, pretrained, ranked  # noqa: F401
 
 HERE = Path(__file__).parent
 

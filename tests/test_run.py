@@ -12,60 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hhh_jax import config, record, run
+from tiny_runs import tiny
+
+from hhh_jax import record, run
 from hhh_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory) -> Path:
-    """60 documents of a small language: sentences of colors and animals."""
-    rng = random.Random(0)
-    words = "red green blue white fox hen cow cat runs sleeps eats sings now here often".split()
-    documents = [" ".join(rng.choice(words) for _ in range(40)) + "." for _ in range(60)]
-    path = tmp_path_factory.mktemp("data") / "corpus.txt"
-    path.write_text("\n\n".join(documents))
-    return path
-
-
-@pytest.fixture(scope="session")
-def pairs(tmp_path_factory) -> Path:
-    """200 pairs as a user writes them: the good answer names the animal of the question."""
-    rng = random.Random(1)
-    animals = ["fox", "hen", "cow", "cat"]
-    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
-    with path.open("w") as file:
-        for i in range(200):
-            good, bad = rng.sample(animals, 2)
-            context = f"{rng.choice(['red', 'blue', 'green'])} {good} {i}: which animal?"
-            file.write(json.dumps({"context": context, "good": f" {good}", "bad": f" {bad}"}) + "\n")
-    return path
-
-
-def tiny(stage: str, source: Path, **settings):
-    c = config.parse_arg(f"12k,data={source}", stage)
-    c.model.update(vocab_size=300)
-    c.data.update(row_length=64, max_tokens=32, slots=4)
-    c.batch.update(rows=4, pairs=8)
-    c.tokens, c.log_every, c.seeds = 4 * 64 * 12, 1, (0, 1)
-    for name, value in settings.items():
-        config.set_field(c, name.replace("__", "."), str(value))
-    return c
-
-
-@pytest.fixture(scope="session")
-def pretrained(corpus, tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("pretrained")
-    run.run(tiny("pretrain", corpus), workdir, quiet=True)
-    return workdir
-
-
-@pytest.fixture(scope="session")
-def ranked(pairs, pretrained, tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("ranked")
-    run.run(tiny("ranked", pairs, init__checkpoint=pretrained), workdir, quiet=True)
-    return workdir
 
 
 def lines(path: Path) -> list[dict]:
@@ -158,7 +110,7 @@ def test_pmp_head_is_kept(pairs, pretrained, tmp_path):
 COMMAND = """
 import sys; sys.path.insert(0, {tests!r})
 from pathlib import Path
-from test_run import tiny
+from tiny_runs import tiny
 from hhh_jax import run
 c = tiny("ranked", Path({pairs!r}), init__checkpoint={init!r}, checkpoint__every_steps=3, epochs=3.0)
 run.run(c, {workdir!r}, quiet=True)

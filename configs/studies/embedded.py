@@ -23,6 +23,8 @@ RANKED = ("word_order", "line_order")
 BINARY = ("order_label", "docstring_match")
 TWIN = "word_order_label"
 TASKS = (*RANKED, *BINARY, TWIN)
+PMP = {"epochs": 1.0, "eval.points": 1, "eval.selections": ("best",)}
+"""One epoch (C.1); validated at its end only."""
 
 
 def get_config(preset: str = "") -> ml_collections.ConfigDict:
@@ -44,6 +46,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
     c.twin_rungs = c.rungs if full else ("332k",)
     c.lr_multiple = 0.5
     c.lr_grid = (0.15, 0.5, 1.5) if full else ()  # chosen for each rung, task and objective by validation, on one seed
+    c.paper_lr_rungs = c.rungs if full else ()  # the paper's constant 0.01 of the pretraining rate beside it
     c.pmp = {
         "rung": "332k",
         "source": "edits",
@@ -111,11 +114,14 @@ def _objectives(c: ml_collections.ConfigDict) -> Iterator[Planned]:
                 grid = []
                 for multiple in c.lr_grid:
                     tuned = _run(c, stage, rung, task, "lm", seeds=c.seeds[:1], **{"optim.lr_multiple": multiple})
-                    tuned.labels.intervention = f"lr_{multiple}"
+                    tuned.eval.selections = ()  # the test set is not read while a learning rate is chosen
                     grid.append(Planned(f"{name}-lr_{multiple}", tuned, f"pretrain-{rung}"))
                 yield from grid
                 choose = tuple(run.name for run in grid)
                 yield Planned(name, _run(c, stage, rung, task, "lm"), f"pretrain-{rung}", choose)
+                if rung in c.paper_lr_rungs:
+                    constant = {"optim.lr_multiple": 0.01, "labels.intervention": "paper_lr"}
+                    yield Planned(f"{name}-paper_lr", _run(c, stage, rung, task, "lm", **constant), f"pretrain-{rung}")
 
 
 def _pmp(c: ml_collections.ConfigDict) -> Iterator[Planned]:
@@ -123,8 +129,7 @@ def _pmp(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     arms = {"lm": f"pretrain-{rung}"}
     for form in ("ranked", "binary"):
         name = f"pmp-{source}-{form}-{rung}"
-        settings = {"data.limit": c.pmp.pairs, "data.binarize": form == "binary", "epochs": 1.0, "eval.points": 1,
-                    "eval.selections": ("best",)}
+        settings = {"data.limit": c.pmp.pairs, "data.binarize": form == "binary", **PMP}
         yield Planned(name, _run(c, "pmp", rung, source, "lm", **settings), f"pretrain-{rung}")
         arms[f"pmp:{source}:{form}"] = name
     yield from _finetuning(c, rung, (*RANKED, *BINARY), arms, c.pmp.finetune_pairs, {})
@@ -136,11 +141,9 @@ def _symbols(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     settings = {"objective.mu": 0.0}
     for variant in ("T0", "T1", "T2", "T3", "T4", "Tb"):
         name = f"pmp-symbols-{variant}-{rung}"
-        more = {"data.limit": c.symbols.pairs, "data.binarize": False, "epochs": 1.0, "eval.points": 1,
-                    "eval.selections": ("best",)}
-        yield Planned(
-            name, _run(c, "pmp", rung, f"symbols:{variant}", "lm", **settings, **more), f"pretrain-{rung}"
-        )
+        more = {"data.limit": c.symbols.pairs, "data.binarize": False, **PMP}
+        run = _run(c, "pmp", rung, f"symbols:{variant}", "lm", **settings, **more)
+        yield Planned(name, run, f"pretrain-{rung}")
         arms[f"pmp:symbols:{variant}:{'binary' if variant == 'Tb' else 'ranked'}"] = name
     yield from _finetuning(c, rung, ("symbols:T0",), arms, c.symbols.finetune_pairs, settings)
 
