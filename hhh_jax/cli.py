@@ -15,7 +15,9 @@ from hhh_jax.errors import UserError
 
 def define_config() -> flags.FlagHolder:
     """The flag ``--config=FILE.py[:ARGUMENT]`` with overrides ``--config.SECTION.KEY=VALUE``."""
-    return config_flags.DEFINE_config_file("config", None, "A file of configs/, as configs/ranked.py:98k,task=word_order.")
+    return config_flags.DEFINE_config_file(
+        "config", None, "A file of configs/, as configs/ranked.py:98k,task=word_order."
+    )
 
 
 def config_arguments() -> list[str]:

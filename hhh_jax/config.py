@@ -201,7 +201,9 @@ def check(c: ml_collections.ConfigDict) -> None:
     if c.objective.name == "preference" and not (c.objective.lam > 0 and c.objective.mu >= 0):
         raise UserError("config keys objective.lam and objective.mu: lam must be above 0 and mu at least 0")
     if c.batch.rows % c.optim.accumulate:
-        raise UserError(f"config key optim.accumulate is {c.optim.accumulate}; it must divide batch.rows = {c.batch.rows}")
+        raise UserError(
+            f"config key optim.accumulate is {c.optim.accumulate}; it must divide batch.rows = {c.batch.rows}"
+        )
 
 
 def model_config(c: ml_collections.ConfigDict, vocab_size: int) -> ModelConfig:
@@ -213,7 +215,8 @@ def _number(name: str, text: str, kind: type) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise UserError(f"config key {name} takes {'a whole number' if kind is int else 'a number'}, not {text!r}") from None
+        wanted = "a whole number" if kind is int else "a number"
+        raise UserError(f"config key {name} takes {wanted}, not {text!r}") from None
 
 
 def _nearest(name: str, names: Any) -> str:

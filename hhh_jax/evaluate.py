@@ -72,9 +72,9 @@ class PairScores(NamedTuple):
 
 @functools.lru_cache(maxsize=32)
 def _compiled_forward(model: ModelConfig, n_seeds: int, mesh: Mesh, want: tuple[str, ...]) -> Callable:
-    """``(params [G, ...], batch [R, ...]) -> (target log-probabilities [G, R, T] or None, rewards [G, R, S, 2] or None)``."""
+    """``(params [G, ...], batch [R, ...]) -> (log-probabilities [G, R, T] or None, rewards [G, R, S, 2] or None)``."""
 
-    def forward(params: Params, batch: Batch):
+    def forward(params: Params, batch: Batch) -> tuple[jax.Array | None, jax.Array | None]:
         hidden_RxTxD = hidden_states(
             model, params, batch.tokens, batch.segment_ids, batch.branch_ids, batch.positions
         )
@@ -83,7 +83,7 @@ def _compiled_forward(model: ModelConfig, n_seeds: int, mesh: Mesh, want: tuple[
         rewards = jax.numpy.stack(outputs.pair_rewards(), axis=-1) if "reward" in want else None
         return logps, rewards
 
-    def for_all(params: Params, batch: Batch):
+    def for_all(params: Params, batch: Batch) -> tuple[jax.Array | None, jax.Array | None]:
         return over_seeds(functools.partial(_swap, forward, batch), n_seeds)(params)
 
     return jax.jit(for_all, out_shardings=sharding.replicated(mesh))
@@ -195,5 +195,7 @@ if __name__ == "__main__":
     _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Directory of a finished run.", required=True)
     _TASK = flags.DEFINE_string("task", "", "Task or file of pairs to evaluate on; the run's own if not given.")
     _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which part of it.")
-    _SELECTION = flags.DEFINE_enum("selection", "best", ["best", "final"], "Parameters chosen on validation, or the last.")
+    _SELECTION = flags.DEFINE_enum(
+        "selection", "best", ["best", "final"], "Parameters chosen on validation, or the last."
+    )
     cli.start(main)

@@ -15,7 +15,7 @@ What the paper leaves open, and what is chosen here (each is a field of `ModelCo
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -109,7 +109,7 @@ def attention(q_BxTxHxK: jax.Array, k_BxTxHxK: jax.Array, v_BxTxHxK: jax.Array, 
 
 
 def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, fraction: float, base: float) -> jax.Array:
-    """Rotary position embedding on the first ``fraction`` of each head (halves rotated against each other, as GPT-NeoX)."""
+    """Rotary position embedding on the first ``fraction`` of each head (its halves against each other, as GPT-NeoX)."""
     rotated_dim = int(x_BxTxHxK.shape[-1] * fraction) // 2 * 2
     inverse_frequency = base ** (-jnp.arange(0, rotated_dim, 2, dtype=jnp.float32) / rotated_dim)
     angles_BxTx1xF = (positions_BxT[..., None].astype(jnp.float32) * inverse_frequency)[:, :, None, :]
@@ -153,7 +153,8 @@ class Block(nn.Module):
     def __call__(self, x_BxTxD: jax.Array, positions_BxT: jax.Array, mask_BxTxT: jax.Array) -> tuple[jax.Array, None]:
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        # Projections into the residual stream start smaller, so that its variance at initialization is the depth's no more.
+        # Projections into the residual stream start smaller, so that its variance at initialization doesn't grow with
+        # depth.
         residual_scale = 1 / math.sqrt(2 * c.n_layer)
 
         def linear(features: int, name: str, init_scale: float = 1.0) -> Linear:
@@ -228,9 +229,18 @@ def init_score_head(config: ModelConfig, key: jax.Array) -> Params:
     return {"kernel": kernel_D, "bias": jnp.zeros(())}
 
 
-def hidden_states(config: ModelConfig, params: Params, tokens, segment_ids, branch_ids, positions) -> jax.Array:
+def hidden_states(
+    config: ModelConfig,
+    params: Params,
+    tokens_BxT: jax.Array,
+    segment_ids_BxT: jax.Array,
+    branch_ids_BxT: jax.Array,
+    positions_BxT: jax.Array,
+) -> jax.Array:
     """The transformer applied: int32 ``[B, T]`` each to hidden states ``[B, T, D]`` in the compute dtype."""
-    return Transformer(config).apply({"params": params["transformer"]}, tokens, segment_ids, branch_ids, positions)
+    variables = {"params": params["transformer"]}
+    hidden_BxTxD = Transformer(config).apply(variables, tokens_BxT, segment_ids_BxT, branch_ids_BxT, positions_BxT)
+    return cast(jax.Array, hidden_BxTxD)  # apply's type also allows for mutated variables, which are not asked for
 
 
 def lm_logits(params: Params, hidden_NxD: jax.Array) -> jax.Array:

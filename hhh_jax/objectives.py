@@ -105,7 +105,7 @@ Objective = dict[str, Term]
 
 
 def _masked_nll(mask: Callable[[Batch], jax.Array]) -> tuple[Callable, Callable]:
-    def total(outputs: Outputs, batch: Batch):
+    def total(outputs: Outputs, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         return -(outputs.target_logps() * mask(batch)).sum(), {}
 
     return lambda batch: mask(batch).sum(dtype=jnp.float32), total
@@ -129,7 +129,7 @@ def preference(pm_coefficient: float, lm_coefficient: float) -> Objective:
     Ranked preferences, binary discrimination and binarized PMP differ in how their pairs are built, not here.
     """
 
-    def total(outputs: Outputs, batch: Batch):
+    def total(outputs: Outputs, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         good_RxS, bad_RxS = outputs.pair_rewards()
         right_RxS = (good_RxS > bad_RxS) + 0.5 * (good_RxS == bad_RxS)
         loss_RxS = preference_loss(good_RxS, bad_RxS)
@@ -142,7 +142,7 @@ def preference(pm_coefficient: float, lm_coefficient: float) -> Objective:
 def distillation() -> Objective:
     """The ``(k + 1)``-way KL per token against a stored teacher (eq. 2.1, B.5)."""
 
-    def total(outputs: Outputs, batch: Batch):
+    def total(outputs: Outputs, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         ids_NxK = batch.teacher_ids.reshape(-1, batch.teacher_ids.shape[-1])
         logps_NxK = batch.teacher_logps.reshape(ids_NxK.shape)
         kl_N = distillation_kl(outputs.logits_NxV, ids_NxK, logps_NxK)
@@ -154,7 +154,7 @@ def distillation() -> Objective:
 def discriminator() -> Objective:
     """Human or model, for each token of ``loss_mask`` (appendix D); the score head gives the logit of "human"."""
 
-    def total(outputs: Outputs, batch: Batch):
+    def total(outputs: Outputs, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         logits_RxT = rewards(outputs.params, outputs.hidden_RxTxD)
         right_RxT = (logits_RxT > 0) == (batch.is_human > 0)
         loss = (discriminator_loss(logits_RxT, batch.is_human) * batch.loss_mask).sum()

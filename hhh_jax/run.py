@@ -298,7 +298,7 @@ def _row(this: Run, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_sha(c: ml_collections.ConfigDict) -> str:
-    """A short hash of all that a run's result depends on: its config, in which the run it starts from is that one's hash."""
+    """A short hash of all that a run's result depends on: its config, and the hash of the run that it starts from."""
     flat = jsonable(config_lib.fields(c)) | {"labels.study": ""}
     if c.init.checkpoint:
         flat["init.checkpoint"] = read_extra(Path(c.init.checkpoint) / "checkpoints")["config_sha"]

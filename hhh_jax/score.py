@@ -95,6 +95,8 @@ if __name__ == "__main__":
     _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Directory of a finished run.", required=True)
     _OUTPUT = flags.DEFINE_string("output", "", "Where to write every pair's scores as JSON lines.")
     _SEED = flags.DEFINE_integer("seed", None, "Which of the run's seeds; its first if not given.")
-    _SELECTION = flags.DEFINE_enum("selection", "best", ["best", "final"], "Parameters chosen on validation, or the last.")
+    _SELECTION = flags.DEFINE_enum(
+        "selection", "best", ["best", "final"], "Parameters chosen on validation, or the last."
+    )
     _BAD_ROWS = flags.DEFINE_enum("bad_rows", "error", ["error", "drop"], "What to do with rows that can't be used.")
     cli.start(main)

@@ -103,7 +103,8 @@ def _load_pairs(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None, row_m
             tokenizer = train_tokenizer(texts, c.model.vocab_size)
         pairs = tokenized_pairs(c, data.records, tokenizer, data.counts)
         if not pairs:
-            raise UserError(f"{c.data.source}: no pair is left in its {split} split: {json.dumps(data.counts.as_dict())}")
+            found = json.dumps(data.counts.as_dict())
+            raise UserError(f"{c.data.source}: no pair is left in its {split} split: {found}")
         tokenized[split], counts[split] = pairs, data.counts.as_dict() | {"sha256": data.sha}
         shas.append(data.sha[:4])
     assert tokenizer is not None

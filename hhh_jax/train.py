@@ -71,7 +71,7 @@ def over_seeds(fn: Callable, n_seeds: int) -> Callable:
 
 
 def microbatches(batch: Batch, accumulate: int) -> Batch:
-    """``[R, ...]`` to ``[accumulate, R / accumulate, ...]``; rows are dealt in turn, so that shards stay where they are."""
+    """``[R, ...]`` to ``[accumulate, R / accumulate, ...]``; rows are dealt in turn, so that shards stay in place."""
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1), batch)
 
 
@@ -115,10 +115,11 @@ def batch_gradients(
     weights = {name: jnp.maximum(term.weight(batch), 1.0) for name, term in objective.items()}
     chosen = {name: (name,) for name in objective} if apart else {"loss": tuple(objective)}
 
-    def gradients(micro: Batch):
-        def loss(params: Params):
+    def gradients(micro: Batch) -> tuple[dict[str, Params], dict[str, jax.Array], Metrics]:
+        def loss(params: Params) -> tuple[dict[str, jax.Array], tuple[dict[str, jax.Array], Metrics]]:
             terms, metrics = batch_loss(config, params, micro, weights)
-            return {key: sum(terms[name] for name in names) for key, names in chosen.items()}, (terms, metrics)
+            losses = {key: sum((terms[name] for name in names), jnp.float32(0)) for key, names in chosen.items()}
+            return losses, (terms, metrics)
 
         losses, pullback, (terms, metrics) = jax.vjp(loss, params, has_aux=True)
         one = {key: {k: jnp.float32(k == key) for k in losses} for key in losses}
@@ -127,15 +128,18 @@ def batch_gradients(
     if config.accumulate == 1:
         return gradients(batch)
     micros = microbatches(batch, config.accumulate)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], micros)))
+    shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], micros))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def add(total: Any, micro: Batch):
+    def add(total: Any, micro: Batch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, gradients(micro)), None
 
     return jax.lax.scan(add, zeros, micros)[0]
 
 
-def train_step(config: StepConfig, term_norms: bool, state: State, batch: Batch, lr: jax.Array) -> tuple[State, Metrics]:
+def train_step(
+    config: StepConfig, term_norms: bool, state: State, batch: Batch, lr: jax.Array
+) -> tuple[State, Metrics]:
     """One update of one seed's state.
 
     Args:
@@ -144,14 +148,15 @@ def train_step(config: StepConfig, term_norms: bool, state: State, batch: Batch,
       lr: learning rate of this update, float32 scalar.
 
     Returns:
-      The new state and the metrics: ``loss``, ``<term>_loss``, ``grad_norm`` (before clipping) and what the objective adds.
+      The new state and the metrics: ``loss``, ``<term>_loss``, ``grad_norm`` (before clipping) and what the objective
+      adds.
     """
     gradients, terms, metrics = batch_gradients(config, state["params"], batch, term_norms and len_terms(config) > 1)
     total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), gradients.values())
     norm = optax.global_norm(total)
     updates, opt_state = config.optimizer().update(total, state["opt_state"], state["params"])
     params = jax.tree.map(lambda p, u: p + lr * u, state["params"], updates)
-    metrics |= {"loss": sum(terms.values()), "grad_norm": norm}
+    metrics |= {"loss": sum(terms.values(), jnp.float32(0)), "grad_norm": norm}
     if len(gradients) > 1:
         metrics |= {f"{name}_grad_norm": optax.global_norm(gradient) for name, gradient in gradients.items()}
     return state | {"params": params, "opt_state": opt_state}, metrics
@@ -164,7 +169,7 @@ def len_terms(config: StepConfig) -> int:
 
 @functools.lru_cache(maxsize=32)
 def compiled_step(config: StepConfig, term_norms: bool) -> Callable[[State, Batch, Any], tuple[State, Metrics]]:
-    """``(state [G, ...], batch [G, R, ...], lr [G]) -> (state, metrics [G])``, jitted over the mesh; donates the state."""
+    """``(state [G, ...], batch [G, R, ...], lr [G]) -> (state, metrics [G])``, jitted; donates the state."""
     step = over_seeds(functools.partial(train_step, config, term_norms), config.n_seeds)
     shardings = sharding.state_shardings(abstract_state(config), config.mesh)
     everywhere = sharding.replicated(config.mesh)
@@ -225,7 +230,7 @@ def init_state(config: StepConfig, seeds: tuple[int, ...], params: Params | None
 
 @functools.lru_cache(maxsize=32)
 def compiled_selection(config: StepConfig) -> Callable[[State, Any, Any], State]:
-    """``(state, value [G], step) -> state`` whose ``best`` is replaced where ``value`` is higher (ties keep the earlier)."""
+    """``(state, value [G], step) -> state``, its ``best`` replaced where ``value`` is higher (a tie keeps it)."""
 
     def select(state: State, value_G: jax.Array, step: jax.Array) -> State:
         better_G = value_G > state["best"]["value"]

@@ -56,7 +56,9 @@ class PairLoader:
         ]
         batches = [self._pack(pairs, self.sizes) for pairs in chosen]
         rows = max(len(batch.tokens) for batch in batches)
-        return stack([b if len(b.tokens) == rows else self._pack(p, [rows]) for b, p in zip(batches, chosen, strict=True)])
+        return stack(
+            [b if len(b.tokens) == rows else self._pack(p, [rows]) for b, p in zip(batches, chosen, strict=True)]
+        )
 
     def _pack(self, pairs: Sequence[TokenizedPair], sizes: Sequence[int]) -> Batch:
         batch, _ = pack_pairs(
@@ -114,7 +116,7 @@ def document_batches(
 
 
 def prefetch(make: Callable[[int], Any], start: int, stop: int, depth: int = 2) -> Iterator[Any]:
-    """``make(start), ..., make(stop - 1)``, made by a thread that stays up to `depth` ahead; its errors are raised here."""
+    """``make(start), ..., make(stop - 1)``, made by a thread up to `depth` ahead; its errors are raised here."""
     ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
     abandoned = threading.Event()
 

@@ -207,16 +207,17 @@ def pack_pairs(
     assigned = assign_rows([pair.n_tokens(share_context) for pair in pairs], length, slots)
     rows = next((size for size in sizes if size >= len(assigned)), None)
     if rows is None:
-        raise ValueError(f"{len(pairs)} pairs need {len(assigned)} rows of {length} tokens; the sizes are {list(sizes)}")
+        need = f"{len(pairs)} pairs need {len(assigned)} rows of {length} tokens"
+        raise ValueError(f"{need}; the sizes are {list(sizes)}")
     batch, placement = empty_batch(rows, length, slots, pad_id)
     for r, members in enumerate(assigned):
-        start, segment = 0, 0
+        start = 0
         for s, p in enumerate(members):
             pair = pairs[p]
             batch.pair_mask[r, s] = True
             placement.pair_RxS[r, s] = p
             n_shared = max(len(pair.context) - 1, 0) if share_context else 0
-            segment += 1
+            segment = s + 1
             if n_shared:
                 span = slice(start, start + n_shared)
                 batch.tokens[r, span] = pair.context[:-1]
@@ -278,7 +279,7 @@ class DocumentStream:
         return self._epoch[1], self._epoch[2]
 
     def batch(self, first_row: int, rows: int, pad_id: int) -> tuple[Batch, Placement]:
-        """Rows ``first_row`` to ``first_row + rows`` of the endless stream; beyond the end if `seed` is None, padding."""
+        """Rows ``first_row`` to ``first_row + rows`` of the endless stream; past the end if `seed` is None, padding."""
         batch, placement = empty_batch(rows, self.length, 0, pad_id)
         for r in range(rows):
             epoch, row = divmod(first_row + r, self.rows_per_epoch)
