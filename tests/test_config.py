@@ -46,7 +46,7 @@ def test_docstring_commands_name_their_own_file_and_parse(path):
 
 
 def test_the_papers_settings_on_its_ladder():
-    """Sections C.1 and C.2: PMP in batches of 512 pairs at 0.1x, finetuning in 32 at 0.01x, both constant, context 1024."""
+    """Sections C.1 and C.2: PMP in batches of 512 pairs at 0.1x, finetuning 32 at 0.01x, constant, context 1024."""
     pmp, ranked = config.parse_arg("13m", "pmp"), config.parse_arg("13m", "ranked")
     assert (pmp.batch.pairs, pmp.optim.lr_multiple, pmp.data.binarize) == (512, 0.1, True)
     assert (ranked.batch.pairs, ranked.optim.lr_multiple, ranked.data.binarize) == (32, 0.01, False)

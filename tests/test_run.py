@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from tiny_runs import tiny
 
 from hhh_jax import record, run
@@ -55,9 +54,11 @@ def test_items_agree_with_rows(ranked):
 @pytest.mark.parametrize("selection", ["best", "final"])
 def test_rows_are_recomputed_from_the_checkpoint(ranked, selection):
     suffix = "_final" if selection == "final" else ""
-    stored = {(r["seed"], r["metric"]): r["value"] for r in lines(ranked / "rows.jsonl") if r["metric"].endswith(suffix)}
+    rows = [row for row in lines(ranked / "rows.jsonl") if row["metric"].endswith(suffix)]
+    stored = {(row["seed"], row["metric"]): row["value"] for row in rows}
     again = run.recompute_rows(str(ranked), "", "test", selection)
-    assert {(r["seed"], r["metric"]) for r in again} == {(s, m + suffix) for s in (0, 1) for m in ("accuracy", "pm_loss")}
+    expected = {(seed, metric + suffix) for seed in (0, 1) for metric in ("accuracy", "pm_loss")}
+    assert {(row["seed"], row["metric"]) for row in again} == expected
     for row in again:
         np.testing.assert_allclose(row["value"], stored[row["seed"], row["metric"]], rtol=1e-6)
 

@@ -59,7 +59,13 @@ def start(file: Path, workdir: Path, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "hhh_jax.study", f"--config={file}", f"--workdir={workdir}", *arguments]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -116,9 +122,10 @@ def test_killed_three_times_the_table_is_the_same(study_file, tmp_path):
     output, _ = again.communicate(timeout=300)
     assert again.returncode == 0, output
     assert (tmp_path / "killed" / "results.csv").read_bytes() == (tmp_path / "whole" / "results.csv").read_bytes()
-    chosen = json.loads((tmp_path / "whole" / "runs" / "ranked-a" / "config.json").read_text())["optim.lr_multiple"]
+    runs = tmp_path / "whole" / "runs"
+    chosen = json.loads((runs / "ranked-a" / "config.json").read_text())["optim.lr_multiple"]
     validation = {
-        multiple: sum(json.loads((tmp_path / "whole" / "runs" / f"ranked-a-lr_{multiple}" / "DONE.json").read_text())["best_validation"])
+        multiple: sum(json.loads((runs / f"ranked-a-lr_{multiple}" / "DONE.json").read_text())["best_validation"])
         for multiple in (0.001, 1.0)
     }
     assert chosen == max(validation, key=lambda multiple: validation[multiple])

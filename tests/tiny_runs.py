@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
     """60 documents of a small language: sentences of colors and animals."""
     rng = random.Random(0)
-    words = "red green blue white fox hen cow cat runs sleeps eats sings now here often".split()
+    words = [
+        "red", "green", "blue", "white", "fox", "hen", "cow", "cat",
+        "runs", "sleeps", "eats", "sings", "now", "here", "often",
+    ]  # fmt: skip
     documents = [" ".join(rng.choice(words) for _ in range(40)) + "." for _ in range(60)]
     path = tmp_path_factory.mktemp("data") / "corpus.txt"
     path.write_text("\n\n".join(documents))
