@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from hhh_jax import objectives, optim, sharding
 from hhh_jax.data.packing import Batch
-from hhh_jax.model import ModelConfig, Params, hidden_states, init_params
+from hhh_jax.model import ModelConfig, Params, hidden_states, init_params, init_score_head
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -195,6 +195,7 @@ def state_of(config: StepConfig, params: Params) -> State:
     return state
 
 
+@functools.lru_cache(maxsize=64)
 def abstract_state(config: StepConfig) -> State:
     """The state of all seeds as shapes."""
     single = jax.eval_shape(functools.partial(new_state, config), jax.random.key(0))
@@ -216,16 +217,22 @@ def init_state(config: StepConfig, seeds: tuple[int, ...], params: Params | None
       params: parameters ``[G, ...]`` of an earlier stage to start from; None initializes them all. A score head that
         `params` lacks and the objective needs is initialized from the seed.
     """
-    shardings = sharding.state_shardings(abstract_state(config), config.mesh)
     keys_G = jnp.stack([jax.random.key_data(jax.random.key(seed)) for seed in seeds])
+    return _compiled_init(config)(keys_G, *([] if params is None else [params]))
 
-    def start(key_data: jax.Array, params: Params | None) -> State:
-        fresh = init_params(config.model, jax.random.wrap_key_data(key_data), config.score_head)
-        return state_of(config, fresh if params is None else fresh | params)
 
-    make = over_seeds(start, len(seeds)) if params is not None else over_seeds(lambda k: start(k, None), len(seeds))
-    args = (keys_G,) if params is None else (keys_G, params)
-    return jax.jit(make, out_shardings=shardings)(*args)
+@functools.lru_cache(maxsize=32)
+def _compiled_init(config: StepConfig) -> Callable[..., State]:
+    def start(key_data: jax.Array, params: Params | None = None) -> State:
+        key = jax.random.wrap_key_data(key_data)
+        if params is None:
+            return new_state(config, key)
+        if config.score_head and "score_head" not in params:
+            params = params | {"score_head": init_score_head(config.model, key)}
+        return state_of(config, params)
+
+    shardings = sharding.state_shardings(abstract_state(config), config.mesh)
+    return jax.jit(over_seeds(start, config.n_seeds), out_shardings=shardings)
 
 
 @functools.lru_cache(maxsize=32)

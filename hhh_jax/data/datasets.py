@@ -37,7 +37,7 @@ def load_pairs(
     _check_name(name, PAIR_NAMES)
     _check_split(split)
     if name in tasks.TASKS:
-        return _dataset(name, tasks.pairs(name, split, seed)[:limit])
+        return _dataset(name, list(tasks.pairs(name, split, seed)[:limit]))
     if name in PAIR_NAMES:
         return _dataset(name, symbols.pairs(name.removeprefix("symbols:"), split, seed, limit))
     rows, named, counts = files.read_pairs(name, bad_rows)

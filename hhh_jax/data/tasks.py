@@ -38,7 +38,8 @@ _WINDOW, _LINES, _HEADER, _SENTENCE = 90, 92, 60, 90
 _LONG = ('"""', "'''", "\\")  # one of them is in every string of several lines
 
 
-def pairs(task: str, split: str, seed: int = 0) -> list[Pair]:
+@functools.cache
+def pairs(task: str, split: str, seed: int = 0) -> tuple[Pair, ...]:
     """All pairs of `task` in `split`, shuffled by `seed`: the first k are a fair sample.
 
     `seed` also draws the levels, the permutations and the foils. The same library gives the same pairs on
@@ -46,7 +47,7 @@ def pairs(task: str, split: str, seed: int = 0) -> list[Pair]:
     """
     items = list(TASKS[task](split, seed))
     random.Random(f"order {split} {seed}").shuffle(items)
-    return items
+    return tuple(items)
 
 
 def word_order(split: str, seed: int) -> Iterator[Pair]:
