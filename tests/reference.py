@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hhh_jax.data.packing import TokenizedPair
+from hhh_jax.data.packing import Batch, TokenizedPair, pack_pairs
 from hhh_jax.model import ModelConfig, abstract_params
 from hhh_jax.sharding import make_mesh
 from hhh_jax.train import StepConfig
@@ -156,3 +156,16 @@ def step_config(objective: str, model: ModelConfig, **changes: Any) -> StepConfi
         "accumulate": 1, "n_seeds": 1, "select": False,
     }  # fmt: skip
     return StepConfig(model=model, objective=objective, mesh=make_mesh(), **(fields | changes))
+
+
+OBJECTIVES = ("lm", "imitation", "preference", "distillation", "discriminator")
+
+
+def example_batch(rows: int, n_pairs: int, seed: int = 0, vocab_size: int = 64) -> Batch:
+    """A batch that any objective takes, with ragged masks and, where `n_pairs` is low for `rows`, spare rows."""
+    rng = np.random.default_rng(seed)
+    batch, _ = pack_pairs(random_pairs(rng, n_pairs, vocab_size=vocab_size), 24, 3, PAD, sizes=[rows])
+    batch.is_human = rng.integers(0, 2, batch.tokens.shape).astype(np.float32)
+    batch.teacher_ids = np.argsort(rng.random((*batch.tokens.shape, vocab_size)))[..., :4].astype(np.int32)
+    batch.teacher_logps = np.log(rng.dirichlet(np.ones(5), batch.tokens.shape)[..., :4]).astype(np.float32)
+    return batch

@@ -1,0 +1,115 @@
+"""The table of rules and the mesh; and, in a process of its own, eight devices against one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import reference
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from reference import tiny
+
+from hhh_jax import sharding, train
+from hhh_jax.errors import UserError
+
+P = PartitionSpec
+HERE = Path(__file__).parent
+
+
+def mesh_of(data: int, fsdp: int, tensor: int) -> AbstractMesh:
+    return AbstractMesh((data, fsdp, tensor), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def abstract_state(**changes):
+    config = reference.step_config("preference", tiny(**changes), n_seeds=2, select=True, weight_decay=0.1, clip=1.0)
+    return train.abstract_state(config)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"positions": "learned", "norm": "rmsnorm"}, {"biases": False, "residual": "parallel"}]
+)
+def test_every_array_of_a_state_has_a_rule(changes):
+    state = abstract_state(**changes)
+    shardings = sharding.state_shardings(state, mesh_of(2, 2, 2))
+    assert jax.tree.structure(shardings) == jax.tree.structure(state)
+    specs = jax.tree.map(lambda s: s.spec, shardings["params"], is_leaf=lambda x: hasattr(x, "spec"))
+    blocks = specs["transformer"]["blocks"]
+    assert blocks["query"]["kernel"] == blocks["mlp_in"]["kernel"] == P(None, None, "fsdp", "tensor")
+    assert blocks["attention_out"]["kernel"] == blocks["mlp_out"]["kernel"] == P(None, None, "tensor", "fsdp")
+    assert specs["transformer"]["embedding"] == specs["lm_head"]["kernel"] == P(None, "fsdp", "tensor")
+    # Moments and the best parameters lie where the parameters do.
+    for other in (shardings["opt_state"][1].mu, shardings["opt_state"][1].nu, shardings["best"]["params"]):
+        assert jax.tree.leaves(other) == jax.tree.leaves(shardings["params"])
+
+
+def test_every_matrix_is_divided_among_all_devices_but_data():
+    """What one device holds of the state is a quarter, up to gains and biases."""
+    state = abstract_state(aspect=64)
+    shardings = sharding.state_shardings(state, mesh_of(2, 2, 2))
+    whole = sum(leaf.size for leaf in jax.tree.leaves(state))
+    held = sum(
+        np.prod(s.shard_shape(leaf.shape))
+        for leaf, s in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)
+    )
+    assert held / whole == pytest.approx(0.25, rel=0.03)
+
+
+def test_a_parameter_without_a_rule_is_named():
+    state = {"params": {"transformer": {"surprise": jax.ShapeDtypeStruct((1, 4), np.float32)}}}
+    with pytest.raises(
+        UserError, match=r"no sharding rule matches parameter params/transformer/surprise of shape \(1, 4\)"
+    ):
+        sharding.state_shardings(state, mesh_of(1, 1, 1))
+    # A rule matches whole names, not their ends.
+    state = {"params": {"my_score_head": {"kernel": jax.ShapeDtypeStruct((1, 4), np.float32)}}}
+    with pytest.raises(UserError, match="my_score_head/kernel"):
+        sharding.state_shardings(state, mesh_of(1, 1, 1))
+
+
+def test_a_mesh_that_does_not_divide_a_parameter_is_named():
+    with pytest.raises(UserError, match=r"parameter params/\S+ of shape \(2, .*is not divisible by mesh axis fsdp = 3"):
+        sharding.state_shardings(abstract_state(), mesh_of(1, 3, 1))
+
+
+def test_meshes():
+    assert sharding.make_mesh().shape == {"data": len(jax.devices()), "fsdp": 1, "tensor": 1}
+    assert sharding.make_mesh(1, -1, 1).axis_types == (AxisType.Auto,) * 3
+    for sizes in ((2, 1, 1), (1, 3, -1), (-1, -1, 1)):
+        with pytest.raises(UserError, match=r"mesh \(data, fsdp, tensor\) = .* does not cover 1 devices"):
+            sharding.make_mesh(*sizes)
+    assert sharding.row_multiple(mesh_of(2, 4, 8)) == 8
+
+
+# Eight devices
+
+MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)]
+
+
+@pytest.fixture(scope="module")
+def differences() -> dict:
+    """``{(objective, mesh): relative differences of loss and gradient}``."""
+    flags = "--xla_force_host_platform_device_count=8"
+    quick_to_compile = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    done = subprocess.run(
+        [sys.executable, HERE / "eight_devices.py", json.dumps(MESHES)], check=False, capture_output=True, text=True,
+        env=os.environ | {"XLA_FLAGS": f"{flags} {quick_to_compile}", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    lines = (json.loads(line) for line in done.stdout.splitlines())
+    return {(name, tuple(sizes)): rest for name, sizes, *rest in lines}
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+@pytest.mark.parametrize("objective", reference.OBJECTIVES)
+def test_eight_devices_equal_one(differences, objective, sizes):
+    loss, gradient = differences[objective, sizes]
+    assert loss < 1e-6 and gradient < 1e-5
+
+
+def test_a_step_of_two_seeds_and_two_microbatches_on_eight_devices_equals_one(differences):
+    loss, gradient = differences["step", (2, 2, 2)]
+    assert loss < 1e-6 and gradient < 1e-5
