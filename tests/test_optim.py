@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import reference
 from reference import tiny
@@ -93,7 +92,8 @@ def test_weight_decay_acts_on_matrices_only():
     """With no gradient, what moves is what decays."""
     params = reference.random_params(tiny(positions="learned"))
     optimizer = make_optimizer(0.9, 0.95, 1e-8, 0.5, 0.0)
-    updates, _ = optimizer.update(jax.tree.map(np.zeros_like, params), optimizer.init(params), params)
+    still = jax.tree.map(np.zeros_like, params)
+    updates = reference.jit(lambda params: optimizer.update(still, optimizer.init(params), params)[0])(params)
     moved = {
         jax.tree_util.keystr(path, simple=True, separator="/")
         for path, update in jax.tree_util.tree_leaves_with_path(updates)
@@ -103,4 +103,3 @@ def test_weight_decay_acts_on_matrices_only():
     trunk = {f"transformer/{name}" for name in blocks | {"embedding", "position_embedding"}}
     assert moved == trunk | {"lm_head/kernel"}
     np.testing.assert_allclose(updates["lm_head"]["kernel"], -0.5 * params["lm_head"]["kernel"], rtol=1e-6)
-    assert optax.global_norm(updates["score_head"]) == 0
