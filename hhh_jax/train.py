@@ -153,12 +153,12 @@ def train_step(
     """
     gradients, terms, metrics = batch_gradients(config, state["params"], batch, term_norms and len_terms(config) > 1)
     total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), gradients.values())
-    norm = optax.global_norm(total)
+    norm = optax.tree_utils.tree_norm(total)
     updates, opt_state = config.optimizer().update(total, state["opt_state"], state["params"])
     params = jax.tree.map(lambda p, u: p + lr * u, state["params"], updates)
     metrics |= {"loss": sum(terms.values(), jnp.float32(0)), "grad_norm": norm}
     if len(gradients) > 1:
-        metrics |= {f"{name}_grad_norm": optax.global_norm(gradient) for name, gradient in gradients.items()}
+        metrics |= {f"{name}_grad_norm": optax.tree_utils.tree_norm(gradient) for name, gradient in gradients.items()}
     return state | {"params": params, "opt_state": opt_state}, metrics
 
 
