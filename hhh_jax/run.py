@@ -425,11 +425,17 @@ def load_state(workdir: Path, sc: train.StepConfig) -> dict[str, Any]:
 
 
 def estimated_flops(c: ml_collections.ConfigDict) -> float:
-    """Training FLOPs that a config asks for, before anything is read: rows are taken as full."""
+    """FLOPs that a config asks for, before anything is read: a pair is taken to fill half a row.
+
+    A held-out pair costs a third of a training pair: there is no backward pass.
+    """
     m = config_lib.model_config(c, c.model.vocab_size)
+    row = c.data.row_length
+    test_pairs = (c.eval.limit or 2000) / 2 / 3
     if c.objective.name == "lm":
-        tokens = c.tokens
+        tokens = (c.steps * c.batch.rows * row or c.tokens) + row * test_pairs * len(c.eval.tasks)
     else:
-        tokens = c.epochs * (c.data.limit or 2000) * (2 if c.data.binarize else 1) * c.data.max_tokens * 2
-    steps_tokens = c.steps * c.batch.rows * c.data.row_length
-    return model.executed_flops_per_token(m, c.data.row_length) * (steps_tokens or tokens) * len(c.seeds)
+        pairs = c.steps * c.batch.pairs or c.epochs * (c.data.limit or 2000) * (2 if c.data.binarize else 1)
+        validation_pairs = (c.eval.validation_limit or 500) / 2 / 3
+        tokens = row * (pairs / 2 + validation_pairs * c.eval.points + test_pairs * len(c.eval.selections))
+    return model.executed_flops_per_token(m, row) * tokens * len(c.seeds)

@@ -92,11 +92,11 @@ MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)]
 @pytest.fixture(scope="module")
 def differences() -> dict:
     """``{(objective, mesh): relative differences of loss and gradient}``."""
-    flags = "--xla_force_host_platform_device_count=8"
-    quick_to_compile = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    quick = (f"--{flag}={value}" for flag, value in reference.QUICK_TO_COMPILE.items())
+    flags = " ".join(["--xla_force_host_platform_device_count=8", *quick])
     done = subprocess.run(
         [sys.executable, HERE / "eight_devices.py", json.dumps(MESHES)],
-        env=os.environ | {"XLA_FLAGS": f"{flags} {quick_to_compile}", "PYTHONPATH": str(HERE.parent)},
+        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(HERE.parent)},
         check=False,
         capture_output=True,
         text=True,

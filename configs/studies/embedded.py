@@ -37,16 +37,16 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
     c.rungs = ("12k", "98k", "332k", "786k") + (("2.7m",) if full else ())
     c.seeds = tuple(range(5 if full else 3))
     c.pretrain_tokens = 1.2e6 if full else 1e6
-    c.pairs = 1800 if full else 400
+    c.pairs = 1200 if full else 400
     c.epochs = 2.0 if full else 1.0
     c.batch_pairs = 8  # many small updates: at these sizes more of them help more than larger ones
-    c.test_items = 0 if full else 1000
-    c.validation_items = 0 if full else 200
+    c.test_items = 1500 if full else 1000
+    c.validation_items = 400 if full else 200
     c.validations = 6 if full else 2
     c.twin_rungs = c.rungs if full else ("332k",)
     c.lr_multiple = 0.5
     c.lr_grid = (0.15, 0.5, 1.5) if full else ()  # chosen for each rung, task and objective by validation, on one seed
-    c.paper_lr_rungs = c.rungs if full else ()  # the paper's constant 0.01 of the pretraining rate beside it
+    c.paper_lr_rungs = ("98k", "332k") if full else ()  # the paper's constant 0.01 of the pretraining rate beside it
     c.pmp = {
         "rung": "332k",
         "source": "edits",
