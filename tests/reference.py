@@ -111,8 +111,9 @@ def logits(config: ModelConfig, params: dict[str, Any], tokens: np.ndarray) -> n
 
 def target_logps(config: ModelConfig, params: dict[str, Any], tokens: np.ndarray) -> np.ndarray:
     """Log-probability of each token but the first, given those before it, ``[T - 1]``."""
-    z = logits(config, params, tokens)[:-1]
-    return z[np.arange(len(z)), tokens[1:]] - np.log(np.exp(z - z.max()).sum(-1)) - z.max()
+    z = logits(config, params, tokens)
+    z = z - z.max()
+    return (z - np.log(np.exp(z).sum(-1, keepdims=True)))[np.arange(len(z) - 1), tokens[1:]]
 
 
 def reward(config: ModelConfig, params: dict[str, Any], tokens: np.ndarray) -> float:
