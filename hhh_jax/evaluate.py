@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from hhh_jax import cli, sharding, stats
 from hhh_jax.data.loader import document_batches, evaluation_batches
 from hhh_jax.data.packing import Batch, TokenizedPair
+from hhh_jax.errors import UserError
 from hhh_jax.model import ModelConfig, Params, hidden_states
 from hhh_jax.objectives import Outputs
 from hhh_jax.train import over_seeds
@@ -94,7 +95,10 @@ def _swap(forward: Callable, batch: Batch, params: Params) -> Any:
 
 
 def score_pairs(scorer: Scorer, pairs: Sequence[TokenizedPair], want: tuple[str, ...]) -> PairScores:
-    """Scores every pair once; ``want`` names what to compute: ``logp``, ``reward`` or both."""
+    """Scores every pair once; ``want`` names what to compute: ``logp``, ``reward`` or both.
+
+    Raises UserError for a score that is not finite: it would count as a wrong answer.
+    """
     g, p = scorer.n_seeds, len(pairs)
     logp_sum_GxPx2 = np.zeros((g, p, 2)) if "logp" in want else None
     reward_GxPx2 = np.full((g, p, 2), np.nan) if "reward" in want else None
@@ -113,8 +117,19 @@ def score_pairs(scorer: Scorer, pairs: Sequence[TokenizedPair], want: tuple[str,
         if reward_GxPx2 is not None:
             used_RxS = placement.pair_RxS >= 0
             reward_GxPx2[:, first + placement.pair_RxS[used_RxS]] = rewards_GxRxSx2[:, used_RxS]
+    for what, scores_GxPx2 in (("log-probability", logp_sum_GxPx2), ("reward", reward_GxPx2)):
+        if scores_GxPx2 is not None:
+            _check_finite(what, scores_GxPx2, [pair.id for pair in pairs])
     n_tokens_Px2 = np.array([[_predicted(pair, len(pair.good)), _predicted(pair, len(pair.bad))] for pair in pairs])
     return PairScores(logp_sum_GxPx2, n_tokens_Px2.reshape(p, 2), reward_GxPx2)
+
+
+def _check_finite(what: str, scores_GxN: np.ndarray, items: Sequence[object]) -> None:
+    """Raises UserError that names the first of the `items` ``[N]`` with a score ``[G, N, ...]`` that is not finite."""
+    broken = np.argwhere(~np.isfinite(scores_GxN))
+    if len(broken):
+        seed, item = broken[0][:2]
+        raise UserError(f"{what} of item {items[item]} is not finite under seed number {seed}: broken parameters")
 
 
 def _predicted(pair: TokenizedPair, response: int) -> int:
@@ -123,7 +138,10 @@ def _predicted(pair: TokenizedPair, response: int) -> int:
 
 
 def score_documents(scorer: Scorer, documents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Summed log-probability in nats, float64 ``[G, D]``, and number of predicted tokens ``[D]`` of each document."""
+    """Summed log-probability in nats, float64 ``[G, D]``, and number of predicted tokens ``[D]`` of each document.
+
+    Raises UserError for a sum that is not finite.
+    """
     logp_GxD, n_D = np.zeros((scorer.n_seeds, len(documents))), np.zeros(len(documents), np.int64)
     forward = _compiled_forward(scorer.model, scorer.n_seeds, scorer.mesh, ("logp",))
     for batch, placement in document_batches(documents, scorer.length, scorer.pad_id, scorer.rows):
@@ -134,6 +152,7 @@ def score_documents(scorer: Scorer, documents: Sequence[np.ndarray]) -> tuple[np
         for seed, logps_RxT in enumerate(np.asarray(logps_GxRxT)):
             values = logps_RxT.reshape(-1)[scored_N].astype(np.float64)
             logp_GxD[seed] += np.bincount(document_N[scored_N], values, len(documents))
+    _check_finite("log-probability", logp_GxD, range(len(documents)))
     return logp_GxD, n_D
 
 

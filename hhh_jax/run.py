@@ -179,20 +179,24 @@ def _loop(
     clock, clock_tokens = time.monotonic(), 0
     everywhere = sharding.batch_sharding(sc.mesh)
 
+    def check(at: int, metrics: dict[str, Any]) -> None:
+        for name in ("loss", "grad_norm"):
+            value_G = np.asarray(metrics[name])
+            if not np.isfinite(value_G).all():
+                kept = checkpoints.latest_step()
+                raise UserError(
+                    f"{name} is {value_G.tolist()} at step {at} (batch {at - 1}, seeds {list(seeds)}); "
+                    + ("no checkpoint was saved yet" if kept is None else f"the checkpoint of step {kept} is intact")
+                    + "; lower --config.optim.lr, or look at that batch's data"
+                )
+
     def flush(more: dict[str, Any] | None = None) -> None:
         nonlocal pending, clock, clock_tokens
         if pending is None:
             return
         at, device_metrics, host_metrics = pending
+        check(at, device_metrics)
         metrics = {name: np.asarray(value) for name, value in device_metrics.items()}
-        for name in ("loss", "grad_norm"):
-            if not np.isfinite(metrics[name]).all():
-                kept = checkpoints.latest_step()
-                raise UserError(
-                    f"{name} is {metrics[name].tolist()} at step {at} (batch {at - 1}, seeds {list(seeds)}); "
-                    + ("no checkpoint was saved yet" if kept is None else f"the checkpoint of step {kept} is intact")
-                    + "; lower --config.optim.lr, or look at that batch's data"
-                )
         if at % c.log_every == 0 or at == total or more:
             now = time.monotonic()
             speed = {"tokens_per_second": clock_tokens / max(now - clock, 1e-9)}
@@ -222,6 +226,7 @@ def _loop(
         if this.data.train_pairs is not None:
             pending[2]["pairs"] = step * c.batch.pairs
         if step in validate_at or step in curve_at:
+            check(step, metrics)  # before anything is scored with what a broken update left
             more: dict[str, Any] = {}
             if step in validate_at:
                 state, more = _validate(this, state, step)

@@ -9,6 +9,7 @@ import reference
 from reference import EOC, PAD, make_pair, random_pairs, random_params, sides, tiny
 
 from hhh_jax import evaluate
+from hhh_jax.errors import UserError
 from hhh_jax.sharding import make_mesh
 
 MODEL = tiny(n_layer=1)
@@ -78,6 +79,18 @@ def test_documents_equal_each_row_alone(params):
             expected = sum(reference.target_logps(MODEL, params[g], part).sum() for part in parts)
             assert logp_GxD[g, d] == pytest.approx(expected, abs=1e-4)
             start += len(document)
+
+
+def test_a_score_that_is_not_finite_is_an_error_and_not_a_wrong_answer(params):
+    broken = jax.tree.map(np.array, params[1])
+    broken["score_head"]["kernel"][3] = np.nan
+    scorer = scorer_of([params[0], broken])
+    with pytest.raises(UserError, match="reward of item pair 0 is not finite under seed number 1"):
+        evaluate.score_pairs(scorer, PAIRS, ("logp", "reward"))
+    broken["lm_head"]["kernel"][0, 0] = np.inf
+    scorer = scorer_of([params[0], broken])
+    with pytest.raises(UserError, match="log-probability of item 0 is not finite under seed number 1"):
+        evaluate.score_documents(scorer, [np.arange(9, dtype=np.int32)])
 
 
 def test_ties_count_half():
