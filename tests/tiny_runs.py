@@ -38,11 +38,11 @@ def pairs(tmp_path_factory) -> Path:
     return path
 
 
-def tiny(stage: str, source: Path, **settings):
+def tiny(stage: str, source: Path, rung: str = "12k", **settings):
     """A config of two seeds that trains in a second; `settings` by full field names with __ for the point."""
     from hhh_jax import config
 
-    c = config.parse_arg(f"12k,data={source}", stage)
+    c = config.parse_arg(f"{rung},data={source}", stage)
     c.model.update(vocab_size=300)
     c.data.update(row_length=64, max_tokens=32, slots=4)
     c.batch.update(rows=4, pairs=8)

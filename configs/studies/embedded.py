@@ -43,6 +43,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
     c.test_items = 1500 if full else 1000
     c.validation_items = 400 if full else 200
     c.validations = 6 if full else 2
+    c.selections = ("best", "final") if full else ("best",)
     c.twin_rungs = c.rungs if full else ("332k",)
     c.lr_multiple = 0.5
     c.lr_grid = (0.15, 0.5, 1.5) if full else ()  # chosen for each rung, task and objective by validation, on one seed
@@ -55,7 +56,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
     }
     c.symbols = {
         "rung": "98k",
-        "pairs": 20000 if full else 8000,
+        "pairs": 20000 if full else 4000,
         "finetune_pairs": (100, 500, 2000) if full else (100, 500),
     }
     return c
@@ -83,6 +84,7 @@ def _run(
         run.batch.pairs = c.batch_pairs
         run.epochs = c.epochs
         run.eval.points = c.validations
+        run.eval.selections = c.selections
         run.data.limit = c.pairs
         run.optim.lr_multiple = c.lr_multiple
         if task == TWIN:
