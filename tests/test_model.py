@@ -139,8 +139,7 @@ def test_every_form_has_its_parameters_and_no_others(form):
     }
     norm = {"scale": (d,)} | ({"bias": (d,)} if config.biases and config.norm == "layernorm" else {})
     blocks = {
-        name: {"kernel": shape} | ({"bias": shape[1:]} if config.biases else {})
-        for name, shape in kernels.items()
+        name: {"kernel": shape} | ({"bias": shape[1:]} if config.biases else {}) for name, shape in kernels.items()
     }
     blocks |= {"attention_norm": norm, "mlp_norm": norm}
     blocks = {name: {leaf: (n, *shape) for leaf, shape in leaves.items()} for name, leaves in blocks.items()}
@@ -201,14 +200,8 @@ def test_initial_scales():
     assert float(blocks["mlp_out"]["kernel"].std()) == pytest.approx((4 * d * 4) ** -0.5, rel=0.05)
     assert float(params["transformer"]["embedding"].std()) == pytest.approx(0.02, rel=0.05)
     assert float(params["lm_head"]["kernel"].std()) == pytest.approx(d**-0.5, rel=0.05)
-    assert float(params["score_head"]["kernel"].std()) == pytest.approx(
-        0.1 * d**-0.5, rel=0.25
-    )  # small, but not zero
-    drawn = [
-        blocks[name]["kernel"][layer]
-        for name in ("query", "key", "value", "attention_out")
-        for layer in (0, 1)
-    ]
+    assert float(params["score_head"]["kernel"].std()) == pytest.approx(0.1 * d**-0.5, rel=0.25)  # small, but not zero
+    drawn = [blocks[name]["kernel"][layer] for name in ("query", "key", "value", "attention_out") for layer in (0, 1)]
     assert all((drawn[i] != drawn[j]).mean() > 0.99 for i in range(len(drawn)) for j in range(i))
 
 

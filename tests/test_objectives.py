@@ -41,9 +41,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def test_token_logps_by_hand_and_by_finite_differences():
     rng = np.random.default_rng(0)
     logits, targets = rng.normal(0, 4, (7, V)).astype(np.float32), rng.integers(0, V, 7)
-    np.testing.assert_allclose(
-        token_logps(logits, targets), log_softmax(logits)[np.arange(7), targets], atol=1e-5
-    )
+    np.testing.assert_allclose(token_logps(logits, targets), log_softmax(logits)[np.arange(7), targets], atol=1e-5)
     check_grads(jax.jit(lambda x: token_logps(x, targets)), (logits,), order=1, modes=["rev"], rtol=1e-2)
 
 
@@ -52,9 +50,7 @@ def test_preference_loss_by_hand():
     good, bad = np.array([0.0, 1.0, -2.0, 3.0]), np.array([0.0, 0.0, 1.0, -4.0])
     expected = [np.log(2), np.log1p(np.exp(-1)), np.log1p(np.exp(3)), np.log1p(np.exp(-7))]
     np.testing.assert_allclose(preference_loss(jnp.float32(good), jnp.float32(bad)), expected, rtol=1e-6)
-    check_grads(
-        jax.jit(preference_loss), (jnp.float32(good), jnp.float32(bad)), order=1, modes=["rev"], rtol=1e-2
-    )
+    check_grads(jax.jit(preference_loss), (jnp.float32(good), jnp.float32(bad)), order=1, modes=["rev"], rtol=1e-2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -71,12 +67,8 @@ def test_discriminator_loss_is_binary_cross_entropy():
     logits, human = np.array([0.0, 2.0, -3.0, 2.0, -3.0]), np.array([1.0, 1.0, 1.0, 0.0, 0.0])
     p = 1 / (1 + np.exp(-logits))
     expected = -(human * np.log(p) + (1 - human) * np.log(1 - p))
-    np.testing.assert_allclose(
-        discriminator_loss(jnp.float32(logits), jnp.float32(human)), expected, rtol=1e-6
-    )
-    check_grads(
-        lambda x: discriminator_loss(x, human), (jnp.float32(logits),), order=1, modes=["rev"], rtol=1e-2
-    )
+    np.testing.assert_allclose(discriminator_loss(jnp.float32(logits), jnp.float32(human)), expected, rtol=1e-6)
+    check_grads(lambda x: discriminator_loss(x, human), (jnp.float32(logits),), order=1, modes=["rev"], rtol=1e-2)
     extremes = discriminator_loss(jnp.array([1e4, -1e4, 1e4, -1e4]), jnp.array([1.0, 0.0, 0.0, 1.0]))
     np.testing.assert_allclose(extremes, [0, 0, 1e4, 1e4])
 
@@ -121,9 +113,7 @@ def test_kl_of_a_student_with_the_teachers_distribution_is_zero_and_flat():
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1), k=st.sampled_from([1, 10]), sharp=st.floats(0, 30), wide=st.floats(0, 30)
-)
+@given(seed=st.integers(0, 2**32 - 1), k=st.sampled_from([1, 10]), sharp=st.floats(0, 30), wide=st.floats(0, 30))
 def test_kl_is_never_negative_and_its_gradient_is_finite(seed, k, sharp, wide):
     """Also of students and teachers that are all but certain; only the tail's rounding goes below 0."""
     rng = np.random.default_rng(seed)
@@ -213,9 +203,7 @@ def pair_reward(outputs: Outputs, pair: int, side: int) -> float:
     last = max(t for t in range(T) if batch.segment_ids[r, t] == s + 1 and batch.branch_ids[r, t] == side + 1)
     assert batch.tokens[r, last] == reference.EOC
     head = outputs.params["score_head"]
-    return float(
-        np.asarray(outputs.hidden_RxTxD[r, last], np.float64) @ np.asarray(head["kernel"]) + head["bias"]
-    )
+    return float(np.asarray(outputs.hidden_RxTxD[r, last], np.float64) @ np.asarray(head["kernel"]) + head["bias"])
 
 
 def test_language_modeling_counts_the_whole_good_sequence(outputs):
@@ -255,16 +243,12 @@ def test_distillation_counts_the_tokens_of_the_loss_mask(outputs):
     batch = outputs.batch
     logits = np.asarray(outputs.hidden_RxTxD, np.float64) @ np.asarray(outputs.params["lm_head"]["kernel"])
     kl = brute_force_kl(*(x.reshape(R * T, -1) for x in (logits, batch.teacher_ids, batch.teacher_logps)))
-    assert loss_of(outputs, "distillation")[0] == pytest.approx(
-        kl[batch.loss_mask.reshape(-1)].mean(), rel=1e-5
-    )
+    assert loss_of(outputs, "distillation")[0] == pytest.approx(kl[batch.loss_mask.reshape(-1)].mean(), rel=1e-5)
 
 
 def test_the_discriminator_counts_the_tokens_of_the_loss_mask(outputs):
     batch, head = outputs.batch, outputs.params["score_head"]
-    logits = np.asarray(outputs.hidden_RxTxD, np.float64) @ np.asarray(head["kernel"]) + np.asarray(
-        head["bias"]
-    )
+    logits = np.asarray(outputs.hidden_RxTxD, np.float64) @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
     losses = np.log1p(np.exp(-logits * (2 * batch.is_human - 1)))[batch.loss_mask]
     right = ((logits > 0) == (batch.is_human == 1))[batch.loss_mask]
     loss, metrics = loss_of(outputs, "discriminator")

@@ -32,9 +32,7 @@ def state_dict(config: ModelConfig, params: Params) -> dict[str, np.ndarray]:
     state = {
         "gpt_neox.embed_in.weight": trunk["embedding"],
         "gpt_neox.final_layer_norm.weight": trunk["final_norm"]["scale"],
-        "gpt_neox.final_layer_norm.bias": trunk["final_norm"].get(
-            "bias", np.zeros(config.d_model, np.float32)
-        ),
+        "gpt_neox.final_layer_norm.bias": trunk["final_norm"].get("bias", np.zeros(config.d_model, np.float32)),
         "lm_head.weight": params["lm_head"]["kernel"].T,
     }
     for layer in range(config.n_layer):
