@@ -12,7 +12,7 @@ from hhh_jax.model import Params
 def pretraining_lr(n_nonembedding: int) -> float:
     """Peak learning rate of language-model pretraining for a rung of ``n_nonembedding`` parameters.
 
-    ``1e-4 * (N / 12.6e9) ** (-1/3)``, which runs through the rates of GPT-3's table for 125M and 13B: with this
+    ``1e-4 * (N / 12.6e9) ** (-1/3)``, which runs close to the rates of GPT-3's table (within 20%): with this
     ladder it is proportional to ``1 / d_model``. The paper does not state its own.
     """
     return 1e-4 * (n_nonembedding / 12.6e9) ** (-1 / 3)

@@ -1,7 +1,7 @@
 """One place that turns a name into records.
 
-Pairs: `word_order`, `line_order`, `order_label`, `docstring_match`, `word_order_label`, `edits`
-(`tasks`), `symbols:T0` .. `symbols:T4` and `symbols:Tb` (`symbols`), or a path to the user's own (`files`). Documents:
+Pairs: `word_order`, `line_order`, `order_label`, `docstring_match`, `word_order_label` (`tasks`), `edits`,
+`symbols:T0` .. `symbols:T4` and `symbols:Tb` (`symbols`), or a path to the user's own (`files`). Documents:
 `stdlib`, or a path.
 """
 
@@ -11,11 +11,11 @@ import difflib
 import random
 from collections import Counter
 
-from hhh_jax.data import files, stdlib, symbols, tasks
+from hhh_jax.data import edits, files, stdlib, symbols, tasks
 from hhh_jax.data.records import SPLITS, Counts, Dataset, Document, Pair, content_sha
 from hhh_jax.errors import UserError
 
-PAIR_NAMES = (*tasks.TASKS, *(f"symbols:{variant}" for variant in symbols.VARIANTS))
+PAIR_NAMES = (*tasks.TASKS, "edits", *(f"symbols:{variant}" for variant in symbols.VARIANTS))
 DOCUMENT_NAMES = ("stdlib",)
 
 
@@ -38,6 +38,8 @@ def load_pairs(
     _check_split(split)
     if name in tasks.TASKS:
         return _dataset(name, list(tasks.pairs(name, split, seed)[:limit]))
+    if name == "edits":
+        return _dataset(name, list(edits.pairs(split, seed)[:limit]))
     if name in PAIR_NAMES:
         return _dataset(name, symbols.pairs(name.removeprefix("symbols:"), split, seed, limit))
     rows, named, counts = files.read_pairs(name, bad_rows)

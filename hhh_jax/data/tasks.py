@@ -5,8 +5,6 @@
 - `order_label` (binary, label form): is this text intact or mixed? The same two labels throughout.
 - `docstring_match` (binary, free-form): does this docstring belong to this function or class?
 - `word_order_label`: the comparisons of `word_order` posed as "which is better, 1 or 2?".
-- `edits` (ranked), for preference model pre-training alone: like the paper's Wikipedia edits, the better text has had
-  fewer of its words replaced by others of its page. It is made from the files that language models are pretrained on.
 
 A ranked item is a chain of three levels a < b < c of one hidden quality, which gives the pairs (a, b) and (b,
 c): the same text is bad in one and good in the other, so that seeing whether a text is corrupted doesn't rank
@@ -17,7 +15,6 @@ group is its file.
 from __future__ import annotations
 
 import ast
-import dataclasses
 import functools
 import itertools
 import random
@@ -28,7 +25,6 @@ from hhh_jax.data import stdlib
 from hhh_jax.data.records import Pair
 
 WORD_LEVELS = (0, 1, 2, 4, 8)  # Cayley distance: the least number of transpositions that restores the order
-EDIT_LEVELS = (0, 1, 2, 4)  # words replaced
 LINE_LEVELS = (0, 1, 2, 4, 6)  # Kendall distance: how many pairs of lines stand the wrong way round
 INTACT, MIXED = " intact", " mixed"
 FIRST, SECOND = " 1", " 2"
@@ -52,12 +48,12 @@ def pairs(task: str, split: str, seed: int = 0) -> tuple[Pair, ...]:
 
 def word_order(split: str, seed: int) -> Iterator[Pair]:
     """Ranked pairs; the first word stays in place, so that the tokens are the same at every level."""
-    for key, group, words in _windows(split):
+    for key, group, words in windows(split):
         if len(set(words[1:])) < len(words) - 1:
             continue  # with a word repeated, a transposition may change nothing
         rng = random.Random(f"word_order {key} {seed}")
-        texts = {level: " ".join(scramble_words(words, level, rng)) for level in _chain(WORD_LEVELS, rng)}
-        yield from _links(key, group, texts)
+        texts = {level: " ".join(scramble_words(words, level, rng)) for level in chain(WORD_LEVELS, rng)}
+        yield from links(key, group, texts)
 
 
 def word_order_label(split: str, seed: int) -> Iterator[Pair]:
@@ -75,13 +71,13 @@ def line_order(split: str, seed: int) -> Iterator[Pair]:
     for key, group, lines in _line_windows(split):
         rng = random.Random(f"line_order {key} {seed}")
         lines = ["\n" + line for line in lines]
-        texts = {level: "".join(scramble_lines(lines, level, rng)) for level in _chain(LINE_LEVELS, rng)}
-        yield from _links(key, group, texts)
+        texts = {level: "".join(scramble_lines(lines, level, rng)) for level in chain(LINE_LEVELS, rng)}
+        yield from links(key, group, texts)
 
 
 def order_label(split: str, seed: int) -> Iterator[Pair]:
     """Every other window is intact; the others have each word but the first moved."""
-    for number, (key, group, words) in enumerate(_windows(split)):
+    for number, (key, group, words) in enumerate(windows(split)):
         labels = (INTACT, MIXED)
         if number % 2:
             words = scramble_words(words, len(words) - 2, random.Random(f"order_label {key} {seed}"))
@@ -104,35 +100,12 @@ def docstring_match(split: str, seed: int) -> Iterator[Pair]:
             yield Pair(key, header, good, bad, group)
 
 
-def edits(split: str, seed: int) -> Iterator[Pair]:
-    """Ranked pairs under the title of their page, a module."""
-    windows = _windows(split, "pretraining")
-    pages: dict[str, list[str]] = {}
-    for _, group, words in windows:
-        pages.setdefault(group, []).extend(words)
-    for key, group, words in windows:
-        rng = random.Random(f"edits {key} {seed}")
-        edited = list(words)
-        places = rng.sample(range(len(words)), EDIT_LEVELS[-1])
-        texts = {}
-        chain = _chain(EDIT_LEVELS, rng)
-        for level in range(chain[-1] + 1):
-            if level:
-                edited[places[level - 1]] = rng.choice(pages[group])
-            if level in chain:
-                texts[level] = " ".join(edited)
-        for pair in _links(key, group, texts):
-            if pair.good != pair.bad:  # a word may have been replaced by itself
-                yield dataclasses.replace(pair, context=f"{group.removesuffix('.py').replace('/', '.')}: ")
-
-
 TASKS: dict[str, Callable[[str, int], Iterator[Pair]]] = {
     "word_order": word_order,
     "line_order": line_order,
     "order_label": order_label,
     "docstring_match": docstring_match,
     "word_order_label": word_order_label,
-    "edits": edits,
 }
 KINDS = {
     "word_order": "ranked",
@@ -140,16 +113,16 @@ KINDS = {
     "order_label": "binary",
     "docstring_match": "binary",
     "word_order_label": "binary",
-    "edits": "ranked",
 }
 
 
-def _chain(levels: tuple[int, ...], rng: random.Random) -> tuple[int, ...]:
+def chain(levels: tuple[int, ...], rng: random.Random) -> tuple[int, ...]:
     """Three levels a < b < c, all triples alike; of the pairs (a, b), (b, c) three in ten have level 0."""
     return rng.choice(list(itertools.combinations(levels, 3)))
 
 
-def _links(key: str, group: str, texts: dict[int, str]) -> Iterator[Pair]:
+def links(key: str, group: str, texts: dict[int, str]) -> Iterator[Pair]:
+    """The pairs (a, b) and (b, c) of the texts at three levels, better level first in the id."""
     for better, worse in itertools.pairwise(texts):
         yield Pair(f"{key}:{better}<{worse}", "", texts[better], texts[worse], group)
 
@@ -186,7 +159,7 @@ def _orders_by_inversions(n: int) -> dict[int, list[tuple[int, ...]]]:
 
 
 @functools.cache
-def _windows(split: str, purpose: str = "tasks") -> list[tuple[str, str, list[str]]]:
+def windows(split: str, purpose: str = "tasks") -> list[tuple[str, str, list[str]]]:
     """(key, file, words): the first 10 to 16 words of sentences, less a final stop; no window twice."""
     found: dict[tuple[str, ...], tuple[str, str, list[str]]] = {}
     for module in stdlib.modules(purpose, split):

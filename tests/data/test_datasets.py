@@ -26,6 +26,7 @@ def test_kinds():
     assert [name for name, kind in kinds.items() if kind == "ranked"] == [
         "word_order",
         "line_order",
+        "edits",
         *(f"symbols:T{i}" for i in range(5)),
     ]
     assert set(kinds.values()) == {"ranked", "binary"}

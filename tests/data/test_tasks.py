@@ -314,7 +314,7 @@ def test_windows_of_prose(monkeypatch):
         "# The comment is prose as well, and it runs on for more than the sixteen words of a long window\n"
     )
     monkeypatch.setattr(stdlib, "modules", lambda purpose, split: [Module("m.py", text, purpose, split)])
-    assert [(key, " ".join(words)) for key, _, words in tasks._windows.__wrapped__("train")] == [
+    assert [(key, " ".join(words)) for key, _, words in tasks.windows.__wrapped__("train")] == [
         ("m.py:0:0", "This first sentence has just enough of words to be taken as a window"),
         ("m.py:6:0", "The comment is prose as well, and it runs on for more than the sixteen words"),
     ]
