@@ -204,7 +204,7 @@ def gather(workdir: Path, planned: Sequence[Planned], c: ml_collections.ConfigDi
         total += done.get("training_flops", 0.0)
         if run.config is not None and run.config.stage == "pretrain":
             n = done["parameters"]["n"]
-            tokens[str(n)] = done["tokens"] / len(run.config.seeds) / n
+            tokens.setdefault(str(n), done["tokens"] / len(run.config.seeds) / n)  # the ladder comes first
     results.write_table([{**row, "study": c.name} for row in rows], workdir / "results.csv")
     write_json_atomic(
         workdir / "study.json",

@@ -56,6 +56,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
     }
     c.symbols = {
         "rung": "98k",
+        "pretrain_tokens": 5e4,
         "pairs": 20000 if full else 4000,
         "finetune_pairs": (100, 500, 2000) if full else (100, 500),
     }
@@ -139,13 +140,17 @@ def _pmp(c: ml_collections.ConfigDict) -> Iterator[Planned]:
 
 def _symbols(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     rung = c.symbols.rung
-    arms = {"lm": f"pretrain-{rung}"}
-    settings = {"objective.mu": 0.0}
+    # Symbols have a language model and a tokenizer of their own, in which each is one token: 256 bytes, 2 special
+    # tokens and 677 merges.
+    settings = {"objective.mu": 0.0, "model.vocab_size": 935}
+    start = f"pretrain-symbols-{rung}"
+    pretraining = {"tokens": c.symbols.pretrain_tokens, "model.vocab_size": 935}
+    yield Planned(start, _run(c, "pretrain", rung, "symbols", "", **pretraining))
+    arms = {"lm": start}
     for variant in ("T0", "T1", "T2", "T3", "T4", "Tb"):
         name = f"pmp-symbols-{variant}-{rung}"
         more = {"data.limit": c.symbols.pairs, "data.binarize": False, **PMP}
-        run = _run(c, "pmp", rung, f"symbols:{variant}", "lm", **settings, **more)
-        yield Planned(name, run, f"pretrain-{rung}")
+        yield Planned(name, _run(c, "pmp", rung, f"symbols:{variant}", "lm", **settings, **more), start)
         arms[f"pmp:symbols:{variant}:{'binary' if variant == 'Tb' else 'ranked'}"] = name
     yield from _finetuning(c, rung, ("symbols:T0",), arms, c.symbols.finetune_pairs, settings)
 

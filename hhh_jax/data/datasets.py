@@ -2,7 +2,7 @@
 
 Pairs: `word_order`, `line_order`, `order_label`, `docstring_match`, `word_order_label` (`tasks`), `edits`,
 `symbols:T0` .. `symbols:T4` and `symbols:Tb` (`symbols`), or a path to the user's own (`files`). Documents:
-`stdlib`, or a path.
+`stdlib`, `symbols`, or a path.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hhh_jax.data.records import SPLITS, Counts, Dataset, Document, Pair, conten
 from hhh_jax.errors import UserError
 
 PAIR_NAMES = (*tasks.TASKS, "edits", *(f"symbols:{variant}" for variant in symbols.VARIANTS))
-DOCUMENT_NAMES = ("stdlib",)
+DOCUMENT_NAMES = ("stdlib", "symbols")
 
 
 def kind(name: str) -> str:
@@ -57,6 +57,8 @@ def load_documents(name: str, split: str, *, bad_rows: str = "error") -> Dataset
     _check_split(split)
     if name == "stdlib":
         return _dataset(name, stdlib.documents(split), stdlib.read_library().counts)
+    if name == "symbols":  # all of them in every split: what is held out is pairs, never symbols
+        return _dataset(name, symbols.documents())
     rows, named, counts = files.read_documents(name, bad_rows)
     return _dataset(name, files.cut_split(rows, named, split, name), counts)
 

@@ -15,7 +15,7 @@ import random
 import string
 from collections.abc import Iterator
 
-from hhh_jax.data.records import Pair
+from hhh_jax.data.records import Document, Pair
 from hhh_jax.errors import UserError
 
 SYMBOLS = tuple(a + b for a, b in itertools.product(string.ascii_uppercase, repeat=2))
@@ -43,6 +43,11 @@ def ranking(variant: str = "T0", seed: int = 0) -> list[str]:
 def sample(symbol: str) -> str:
     """The text of a symbol."""
     return f"({symbol})" * 4
+
+
+def documents() -> list[Document]:
+    """Every symbol's sample as a document, for language models that know symbols and nothing of their ranking."""
+    return [Document(symbol, sample(symbol), symbol) for symbol in SYMBOLS]
 
 
 def pairs(variant: str, split: str, seed: int = 0, limit: int | None = None) -> list[Pair]:

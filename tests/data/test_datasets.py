@@ -1,5 +1,6 @@
 import json
 import re
+from string import ascii_uppercase
 
 import pytest
 
@@ -96,3 +97,9 @@ def test_a_file_of_text(tmp_path):
     assert len(parts[0].records) > 60
     lines = [int(document.id.split(":")[1]) for document in parts[0].records]
     assert lines == sorted(lines)
+
+
+def test_documents_of_symbols_say_nothing_of_their_ranking():
+    for split in SPLITS:
+        data = datasets.load_documents("symbols", split)
+        assert [d.text for d in data.records] == [f"({a}{b})" * 4 for a in ascii_uppercase for b in ascii_uppercase]
