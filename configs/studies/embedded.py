@@ -1,6 +1,6 @@
 """The embedded study: the paper's comparisons on text that every machine has, at sizes that a CPU trains.
 
-    bash launch/local.sh study                  # at most 15 minutes on 2 cores
+    bash launch/local.sh study                  # about 20 minutes on 2 cores, by its FLOPs
     bash launch/local.sh study --preset=full    # hours: a fifth rung, more data, learning-rate grids, five seeds
 
 1. language-model pretraining at every rung: loss against N
