@@ -35,6 +35,45 @@ class Document:
     group: str
 
 
+@dataclass(frozen=True, slots=True)
+class MultipleChoice:
+    """A question with one right option, `options[label]`; `category` names the part of its set, or is empty."""
+
+    id: str
+    context: str
+    options: tuple[str, ...]
+    label: int
+    group: str
+    category: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedLabel:
+    """A statement that is right (`label` 1) or wrong (0); some sets count a group only if all its items are right."""
+
+    id: str
+    context: str
+    label: int
+    group: str
+    category: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text to go on from; `meta` has what its evaluation needs, by name: a target, tests, a toxicity."""
+
+    id: str
+    text: str
+    group: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+Record = Pair | Document | MultipleChoice | GroupedLabel | Prompt
+KINDS: dict[str, type[Record]] = {
+    "pairs": Pair, "documents": Document, "choices": MultipleChoice, "labels": GroupedLabel, "prompts": Prompt,
+}  # fmt: skip
+
+
 @dataclass
 class Counts:
     """What became of the input rows. Invariant: `read == kept + sum(dropped.values())`."""
