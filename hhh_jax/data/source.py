@@ -2,9 +2,9 @@
 
     blocks  ->  read (in workers)  ->  rows by key  ->  join (in workers)  ->  records by split
 
-`blocks` cuts the input, in order, into pieces of bounded size. `read` turns a block into rows, each with a key; all rows
-of a key, from any block, meet in `join`, which makes records of them. Both are pure functions of their arguments, so
-that the outcome depends neither on the number of workers nor on where a killed run went on.
+`blocks` cuts the input, in order, into pieces of bounded size. `read` turns a block into rows, each with a key; all
+rows of a key, from any block, meet in `join`, which makes records of them. Both are pure functions of their arguments,
+so that the outcome depends neither on the number of workers nor on where a killed run went on.
 
 Every row of the input is counted once: `read` yields a `Row` or a `Drop` for it, and `join` yields a `Drop` for each
 row of its key that no record uses. What is left was kept.
@@ -12,8 +12,9 @@ row of its key that no record uses. What is left was kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from hhh_jax.data.records import KINDS, Record
@@ -104,6 +105,6 @@ class Source(NamedTuple):
     blocks: Callable[[Sequence[str], Options], Iterable[Block]]
     read: Callable[[Block, Options], Iterable[Row | Drop]]
     join: Callable[[str, Sequence[Row], Options], Iterable[Made | Drop]]
-    options: Options = {}
+    options: Mapping[str, Any] = MappingProxyType({})
     published: tuple[str, ...] = ()
     held_out: float = 0.01
