@@ -53,11 +53,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A row that no record uses. Reasons are counted and few; `detail` is shown for the first ones of each reason."""
+    """A row that no record uses. Reasons are counted and few; `detail` is shown for the first ones of each reason.
+
+    `bad` tells damage (broken XML, a missing field), which ``--bad_rows=error`` refuses, from what is merely not wanted.
+    """
 
     reason: str
     place: str = ""
     detail: str = ""
+    bad: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ MAX_LINE = 64 * 2**20  # bytes; also the most of a file that is taken whole
 BOMB_BYTES, BOMB_RATIO = 64 * 2**20, 500  # the most repetitive text that people publish stays below 200
 STDIN = "-"
 _CHUNK = 2**20
+_FEED = 2**16  # of compressed bytes
 _ZSTD_FEED = 2048  # its decoder can't be told to stop; 4 bytes can make 128 KiB
 _ARCHIVES = {b"7z\xbc\xaf\x27\x1c": "7z x -so", b"PK\x03\x04": "unzip -p", b"Rar!": "unrar p -inul"}
 _DAMAGE = "broken compression"
@@ -55,7 +56,7 @@ class Journal:
         """Counts a damaged row as left out; a UserError where `bad_rows` is ``error``."""
         if self.bad_rows == "error":
             raise UserError(f"{place}: {reason}{': ' if detail else ''}{detail}; --bad_rows=drop leaves such rows out")
-        self.drops.append(Drop(reason, place, detail))
+        self.drops.append(Drop(reason, place, detail, bad=True))
 
 
 _JOURNAL: contextvars.ContextVar[Journal | None] = contextvars.ContextVar("journal", default=None)
@@ -273,7 +274,7 @@ class _Raw:
 
 def _decompressed(raw: _Raw) -> Iterator[bytes]:
     head = b""
-    while len(head) < 6 and (more := raw.read(_CHUNK)):
+    while len(head) < 6 and (more := raw.read(_FEED)):
         head += more
     for magic, tool in _ARCHIVES.items():
         if head.startswith(magic):
@@ -295,7 +296,7 @@ def _decode(raw: _Raw, data: bytes, name: str, make: Callable[[], _Decoder]) -> 
     while data:
         decoder = make()
         while not decoder.eof:
-            data = data or raw.read(_CHUNK)
+            data = data or raw.read(_FEED)
             if not data:
                 raise Damage(f"the {name} data ends too early; copy it again")
             try:
@@ -304,9 +305,9 @@ def _decode(raw: _Raw, data: bytes, name: str, make: Callable[[], _Decoder]) -> 
                 raise Damage(f"{name}: {error}") from None
             data = decoder.rest
         if name in ("gzip", "xz"):  # may be padded
-            while not (data := data.lstrip(b"\0")) and (data := raw.read(_CHUNK)):
+            while not (data := data.lstrip(b"\0")) and (data := raw.read(_FEED)):
                 pass
-        data = data or raw.read(_CHUNK)
+        data = data or raw.read(_FEED)
 
 
 class _Decoder(Protocol):
