@@ -93,7 +93,8 @@ class Source(NamedTuple):
       about: what it is, in a line.
       licence: of the published text, as its publisher states it, and where the files come from.
       kinds: of record that it can make (keys of `hhh_jax.data.records.KINDS`); the first is the default.
-      options: its settings with their defaults (str, int, float or bool), given as ``--option=NAME=VALUE``.
+      options: its settings with their defaults (str, int, float or bool), given as ``--option=NAME=VALUE``. The three
+        functions get them with `kind` and `seed`, which ``--kind`` and ``--seed`` set.
       published: splits that the publisher gives. Where train is among them and validation isn't, a share of the groups
         of train becomes validation; where none is, validation and test are cut by group.
       held_out: share of the groups for each split that is cut.
