@@ -1,0 +1,276 @@
+"""The files of a preparation: rows by bucket, units of records, and the TFDS folder that they become.
+
+    blocks/000007   the rows of one block of the input, sorted into buckets by a hash of their key
+    units/00002/    the records of some neighboring buckets, an array_record file a split, and meta.json
+    final/          the TFDS folder: units as its shards
+
+Every file and folder appears by a rename when it is complete, so that what is there is right, whenever the run ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hhh_jax.data.records import KINDS, SPLITS, Record
+from hhh_jax.data.source import Row
+from hhh_jax.errors import UserError
+
+UNIT_BYTES = 64 * 2**20  # of rows; a unit is held in memory by one worker
+_MAGIC = b"hhhrows1"
+_RECORD_OPTIONS = "group_size:1"  # as TFDS writes: each record is read by itself
+_TEXT = {"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text", "text": {}}
+_LABEL = {
+    "pythonClassName": "tensorflow_datasets.core.features.tensor_feature.Tensor",
+    "tensor": {"dtype": "int64", "encoding": "none", "shape": {}},
+}
+_TEXTS = {
+    "pythonClassName": "tensorflow_datasets.core.features.sequence_feature.Sequence",
+    "sequence": {"feature": _TEXT, "length": "-1"},
+}
+_FEATURES: dict[str, dict[str, Any]] = {"label": _LABEL, "options": _TEXTS}  # all others are text
+
+
+def fraction(text: str) -> float:
+    """A hash of the text, spread evenly over [0, 1)."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
+
+
+@contextlib.contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """What can go wrong with writing, as a UserError that says how to go on."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # array_record raises the second
+        what = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: can't be written: {what}; mend that and give the same command to go on") from error
+
+
+@contextlib.contextmanager
+def new_path(path: Path) -> Iterator[Path]:
+    """A path to write a file or folder to that takes its place at `path` when the context is left without error.
+
+    Raises UserError if it can't be written, as to a full disk; nothing is left then.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with write_errors(path):
+            yield partial
+            for part in (*(sorted(partial.iterdir()) if partial.is_dir() else ()), partial):
+                _sync(part)
+            os.replace(partial, path)
+            _sync(path.parent)
+    finally:
+        remove(partial)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON, whole or not at all."""
+    with new_path(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def remove(path: Path) -> None:
+    """Removes a file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class RowsFile:
+    """A block's rows: a compressed piece a bucket, then a table of where each begins, their sizes and `meta`."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises UserError if the file is not whole, which a rename rules out but a disk may not."""
+        self.path = path
+        with path.open("rb") as file:
+            content_end = file.seek(-len(_MAGIC) - 8, os.SEEK_END)
+            table, magic = int.from_bytes(file.read(8), "little"), file.read()
+            if magic != _MAGIC:
+                raise UserError(f"{path}: damaged; remove the folder {path.parent.parent} to begin again")
+            file.seek(table)
+            tail = json.loads(file.read(content_end - table))
+        self.meta: dict[str, Any] = tail["meta"]
+        self.sizes: list[int] = tail["sizes"]
+        self._ends: list[int] = tail["ends"]
+
+    def rows(self, first: int, last: int) -> Iterator[tuple[bytes, bytes]]:
+        """(key, rest) of the rows of buckets `first` up to but not including `last`, to parse by `parse_row`."""
+        import zstandard
+
+        begin = self._ends[first - 1] if first else 0
+        with self.path.open("rb") as file:
+            file.seek(begin)
+            data = memoryview(file.read(self._ends[last - 1] - begin))
+        decompressor = zstandard.ZstdDecompressor()
+        for bucket in range(first, last):
+            end = self._ends[bucket]
+            if self.sizes[bucket]:
+                lines = decompressor.decompress(data[: end - begin], max_output_size=self.sizes[bucket])
+                for line in lines.splitlines():
+                    key, _, rest = line.partition(b"\t")
+                    yield key, rest
+            data, begin = data[end - begin :], end
+
+
+def write_rows(path: Path, rows: Iterable[Row], buckets: int, meta: Mapping[str, Any]) -> None:
+    """Writes a `RowsFile`. `meta` is read after the rows, so that it may be filled by whoever yields them."""
+    import zstandard
+
+    pieces = [bytearray() for _ in range(buckets)]
+    for row in rows:
+        key = json.dumps(row.key).encode()
+        bucket = int.from_bytes(hashlib.sha256(key).digest()[:8]) * buckets >> 64
+        pieces[bucket] += key + b"\t" + json.dumps([row.fields, row.place]).encode() + b"\n"
+    compressor = zstandard.ZstdCompressor(level=1)
+    packed = [compressor.compress(piece) if piece else b"" for piece in pieces]
+    ends = list(itertools.accumulate(map(len, packed)))
+    tail = {"ends": ends, "sizes": [len(piece) for piece in pieces], "meta": dict(meta)}
+    with new_path(path) as partial, partial.open("wb") as file:
+        file.writelines(packed)
+        file.write(json.dumps(tail).encode() + ends[-1].to_bytes(8, "little") + _MAGIC)
+
+
+def parse_row(key: bytes, rest: bytes) -> Row:
+    """A row of `RowsFile.rows`."""
+    fields, place = json.loads(rest)
+    return Row(json.loads(key), fields, place)
+
+
+def plan_units(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighboring buckets, (first, one after the last), put together up to UNIT_BYTES of rows."""
+    units, first, total = [], 0, 0
+    for bucket, size in enumerate(sizes):
+        if total and total + size > UNIT_BYTES:
+            units.append((first, bucket))
+            first, total = bucket, 0
+        total += size
+    return [*units, (first, len(sizes))]
+
+
+def write_unit(path: Path, records: Sequence[tuple[str, bytes]], meta: dict[str, Any]) -> None:
+    """Writes a unit: serialized records with their split, in their final order, and `meta`, which gets ``splits``:
+    {split: {records, bytes}}."""
+    splits = {split: [data for its, data in records if its == split] for split in dict(records)}
+    meta["splits"] = {
+        split: {"records": len(data), "bytes": sum(map(len, data))} for split, data in sorted(splits.items())
+    }
+    with new_path(path) as partial:
+        partial.mkdir()
+        for split, data in splits.items():
+            write_records(partial / split, data)
+        (partial / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+
+
+def write_records(path: Path, records: Iterable[bytes]) -> None:
+    """Writes an array_record file. Raises RuntimeError if it can't."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(path), _RECORD_OPTIONS)
+    for record in records:
+        writer.write(record)
+    writer.close()
+
+
+def read_records(path: Path) -> Iterator[bytes]:
+    """The serialized records of an array_record file."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(str(path))
+    with contextlib.closing(reader):
+        for start in range(0, reader.num_records(), 100):
+            yield from reader.read(range(start, min(start + 100, reader.num_records())))
+
+
+def serialize(record: Record) -> bytes:
+    """A record as tf.train.Example, as TFDS stores it; `meta` as JSON text. Equal records give equal bytes."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = tf_example_pb2.Example()
+    feature = example.features.feature
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if field.name == "label":
+            feature[field.name].int64_list.value.append(value)
+        elif field.name == "options":
+            feature[field.name].bytes_list.value.extend(text.encode() for text in value)
+        elif field.name == "meta":
+            feature[field.name].bytes_list.value.append(json.dumps(value, sort_keys=True).encode())
+        else:
+            feature[field.name].bytes_list.value.append(value.encode())
+    return example.SerializeToString(deterministic=True)
+
+
+def write_folder(final: Path, name: str, about: str, kind: str, units: Path) -> list[dict[str, Any]]:
+    """Makes the TFDS folder of finished units, which lose their files to it, and can be gone on with if it ends early.
+
+    Train gets a shard a unit, every other split one shard.
+
+    Args:
+      final: the folder.
+      name: of the dataset.
+      about: a line on it.
+      kind: of its records.
+      units: folder of the units.
+
+    Returns:
+      ``{name, split, records, bytes}`` of every shard, by split.
+    """
+    with write_errors(final):
+        final.mkdir(exist_ok=True)
+    folders = sorted(folder for folder in units.iterdir() if folder.suffix != ".tmp")
+    metas = [json.loads((folder / "meta.json").read_text(encoding="utf-8")) for folder in folders]
+    found = {split for meta in metas for split in meta["splits"]}
+    shards: list[dict[str, Any]] = []
+    infos = []
+    for split in [*(s for s in SPLITS if s in found), *sorted(found - {*SPLITS})]:
+        parts = [(f / split, m["splits"][split]) for f, m in zip(folders, metas, strict=True) if split in m["splits"]]
+        groups = [[part] for part in parts] if split == "train" else [parts]
+        for number, group in enumerate(groups):
+            path = final / f"{name}-{split}.array_record-{number:05}-of-{len(groups):05}"
+            if not path.exists():
+                _gather([part for part, _ in group], path)
+            sums = {key: sum(size[key] for _, size in group) for key in ("records", "bytes")}
+            shards.append({"name": path.name, "split": split, **sums})
+        mine = [shard for shard in shards if shard["split"] == split]
+        infos.append(
+            {
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "name": split,
+                "numBytes": str(sum(shard["bytes"] for shard in mine)),
+                "shardLengths": [str(shard["records"]) for shard in mine],
+            }
+        )
+    features = {field.name: _FEATURES.get(field.name, _TEXT) for field in dataclasses.fields(KINDS[kind])}
+    dictionary = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+    write_json(final / "features.json", {"pythonClassName": dictionary, "featuresDict": {"features": features}})
+    info = {"name": name, "version": "1.0.0", "description": about, "fileFormat": "array_record", "splits": infos}
+    write_json(final / "dataset_info.json", info)
+    return shards
+
+
+def _gather(parts: Sequence[Path], path: Path) -> None:
+    if len(parts) == 1:
+        os.replace(parts[0], path)
+        return
+    with new_path(path) as partial:
+        write_records(partial, itertools.chain.from_iterable(map(read_records, parts)))
+    for part in parts:
+        part.unlink()
