@@ -1,0 +1,301 @@
+"""Reddit: two chains of comments that differ in the last one, the one with more upvotes against the other (C.1).
+
+    python -m hhh_jax.data.prepare --source=reddit --input=RS_2019-01.zst,RC_2019-01.zst --output=DIR
+    ... --option=subreddits=askscience,books --option=min_difference=2 --option=pairs_per_thread=4
+
+Pushshift's dumps have a submission (RS) or a comment (RC) a line, as the JSON object of Reddit's own interface. Both
+kinds may be mixed, in any order; what belongs to a thread is found by its name. A thread whose comments go on in the
+next month's file needs that file too: without it those comments are missing, and so are the threads of comments whose
+submission lies in the month before. Both are counted.
+
+A chain is the submission, a comment to it, a comment to that, and so on. The last comments of a pair have the same
+parent and scores at least `min_difference` apart: 5 by default, for Reddit blurs the scores that it shows by a few
+votes. A thread gives `pairs_per_thread` pairs, 1 by default, so that no context is seen twice, as with Stack Exchange's
+questions; the paper says neither. They are drawn by hashes of the comments' names, hence depend on neither the seed nor
+other threads: a comment among all, and one among its siblings that are far enough apart. No comment ends two chains.
+
+Deleted and removed comments and those of bots are out, with all that was said below them; so are threads whose
+submission is of that kind. Comments that moderators pinned, and those whose score was hidden, are in chains but aren't
+compared. Names become user1, user2, ... in the order in which a chain mentions them, each chain by itself: the last
+comment's author has no number that could tell which side it is on. Without a name (deleted accounts, or the field is
+missing) it is just user. Addresses of links are left out, and so are lines such as "Edit: thanks for the gold", which
+tell how the comment fared.
+
+The paper names no subreddits. These, of about 50, are large, in English, moderated with care, and answer in words
+rather than pictures. AmItheAsshole is left out on purpose, as in the paper: it overlaps the Commonsense Morality task
+of ETHICS, and so do its like (relationship_advice, tifu). ``--option=subreddits=*`` takes any, those too.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import html
+import json
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from hhh_jax.data.records import Pair
+from hhh_jax.data.source import Block, Drop, Made, Options, Row, Source
+from hhh_jax.data.streams import line_blocks, lines
+from hhh_jax.errors import UserError
+
+SUBREDDITS = (
+    "askscience", "AskHistorians", "AskSocialScience", "AskAnthropology", "AskEconomics", "asklinguistics",
+    "askphilosophy", "AskEngineers", "AskPhysics", "askmath", "explainlikeimfive", "NoStupidQuestions",
+    "changemyview", "NeutralPolitics", "TrueReddit", "Foodforthought", "DepthHub", "philosophy", "history", "science",
+    "space", "math", "learnmath", "statistics", "MachineLearning", "programming", "learnprogramming", "compsci",
+    "cscareerquestions", "techsupport", "buildapc", "photography", "personalfinance", "LifeProTips", "YouShouldKnow",
+    "IWantToLearn", "languagelearning", "AskCulinary", "Cooking", "DIY", "HomeImprovement", "gardening", "Fitness",
+    "bodyweightfitness", "books", "suggestmeabook", "Fantasy", "printSF", "WritingPrompts", "boardgames", "truegaming",
+    "TrueFilm", "LetsTalkMusic", "IAmA",
+)  # fmt: skip
+DELETED = "deleted or removed"
+BOT = "by a bot"
+_DELETED_TEXTS = {"[deleted]", "[removed]", "[removed by reddit]", "[deleted by user]", "[unavailable]"}
+_NAMELESS = {"[deleted]", "[removed]"}
+_SUBREDDIT = re.compile(rb'"subreddit"\s*:\s*"([^"\\]*)"')
+_SAYS_BOT = re.compile(r"\bI(?: am|'m) a bot\b", re.IGNORECASE)
+_MENTION = re.compile(r"(?<![A-Za-z0-9_])(/?u(?:ser)?/)([A-Za-z0-9_-]{3,20})(?![A-Za-z0-9_])")
+_LINK = re.compile(r'(!?)\[([^\[\]\n]*)\]\((?:[^()\s]|\([^()\s]*\))*(?:\s+"[^"\n]*")?\)')
+_REACTION = re.compile(  # to a comment's own success
+    r"^[^\w\n]*(?:edit|eta)\b.*(?:thank|\bgold|gilded|silver|platinum|award|upvot|downvot|karma|blew up|blown up|inbox).*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_INVISIBLE = str.maketrans("\xa0", " ", "\u200b\u200c\u200d\ufeff\r\0")
+
+
+def blocks(inputs: Sequence[str], options: Options) -> Iterator[Block]:
+    """Blocks of lines. Raises UserError for options that make no sense."""
+    for name in ("min_difference", "pairs_per_thread"):
+        if options[name] < 1:
+            raise UserError(f"--option={name}={options[name]}: must be at least 1")
+    try:
+        re.compile(options["bots"])
+    except re.error as error:
+        raise UserError(f"--option=bots={options['bots']}: not a regular expression: {error}") from None
+    return line_blocks(inputs)
+
+
+def read(block: Block, options: Options) -> Iterator[Row | Drop]:
+    """Submissions and comments, by thread."""
+    wanted = _wanted(options["subreddits"])
+    bots = re.compile(options["bots"], re.IGNORECASE)
+    for place, line in lines(block):
+        if not line.strip():
+            continue
+        # All names in the line, also those of a crosspost's origin: if none is wanted, it needn't be parsed.
+        named = _SUBREDDIT.findall(line)
+        if wanted and named and not any(name.lower() in wanted for name in named):
+            yield _unwanted(place)
+            continue
+        try:
+            item = json.loads(line)
+            yield _row(item, wanted, bots, place)
+        except UnicodeDecodeError as error:
+            yield Drop("invalid UTF-8", place, f"byte {error.start + 1} of the line", bad=True)
+        except UnicodeEncodeError:
+            yield Drop("half a surrogate pair", place, bad=True)
+        except _BadField as error:
+            yield Drop(error.reason, place, str(error), bad=True)
+        except (ValueError, RecursionError) as error:
+            yield Drop("broken JSON", place, str(error), bad=True)
+
+
+@functools.lru_cache(1)
+def _wanted(subreddits: str) -> frozenset[bytes]:
+    """The subreddits' names in lower case; none for all."""
+    names = frozenset(name.strip().lower().encode() for name in subreddits.split(",") if name.strip())
+    return frozenset() if b"*" in names else names
+
+
+def _unwanted(place: str) -> Drop:
+    return Drop("subreddit not on the list", place)
+
+
+class _BadField(Exception):
+    def __init__(self, reason: str, name: str) -> None:
+        super().__init__(name)
+        self.reason = reason
+
+
+def _row(item: Any, wanted: frozenset[bytes], bots: re.Pattern[str], place: str) -> Row | Drop:
+    if not isinstance(item, dict):
+        raise _BadField("not a JSON object", type(item).__name__)
+    if item.get("subreddit") is None:  # an advertisement
+        return Drop("without a subreddit", place)
+    if wanted and _field(item, "subreddit", str).lower().encode() not in wanted:
+        return _unwanted(place)
+    author = _text(item, "author")
+    author = "" if author in _NAMELESS else author
+    fields: dict[str, Any]
+    if "body" in item and "link_id" in item:
+        text = _field(item, "body", str)
+        fields = {"id": "t1_" + _field(item, "id", str), "parent": _field(item, "parent_id", str), "text": text}
+        score = _field(item, "score", int)
+        fields["score"] = None if item.get("score_hidden") or item.get("stickied") else score
+        key = _field(item, "link_id", str)
+    elif "title" in item:
+        title, text = _field(item, "title", str), _text(item, "selftext")
+        key = "t3_" + _field(item, "id", str)
+        fields = {"id": key, "text": f"{title}\n\n{text}".strip()}
+        text = text or title
+    else:
+        raise _BadField("neither comment nor submission", ", ".join(list(item)[:8]))
+    for value in (fields["text"], author):
+        value.encode()
+    if text.strip().lower() in _DELETED_TEXTS:
+        fields["out"] = DELETED
+    elif bots.fullmatch(author) or _SAYS_BOT.search(text):
+        fields["out"] = BOT
+    return Row(key, fields | {"author": author}, place)
+
+
+def _field(item: Mapping[str, Any], name: str, kind: type) -> Any:
+    if name not in item:
+        raise _BadField("field missing", name)
+    value = item[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise _BadField("field of another type", f"{name} is {value!r:.40}")
+    return value
+
+
+def _text(item: Mapping[str, Any], name: str) -> str:
+    """A field that may be missing."""
+    return "" if item.get(name) is None else str(_field(item, name, str))
+
+
+def join(key: str, rows: Sequence[Row], options: Options) -> Iterator[Made | Drop]:
+    """The pairs of a thread."""
+    posts: dict[str, Row] = {}
+    for row in rows:
+        if row.fields["id"] in posts:
+            yield Drop("id seen before", row.place)
+        else:
+            posts[row.fields["id"]] = row
+    states = _states(key, posts)
+    pairs = _draw(key, posts, states, options)
+    used: set[str] = set()
+    for pair_id, good, bad in pairs:
+        chain = _chain(good, posts)
+        context = _written(chain[:-1])
+        used.update(row.fields["id"] for row in chain)
+        used.add(bad)
+        sides = [_written([*chain[:-1], posts[name]]).removeprefix(context).rstrip() for name in (good, bad)]
+        yield Made(Pair(pair_id, context, *sides, key))
+    for name, row in posts.items():
+        if name not in used:
+            reason = states[name] or ("comment not drawn" if pairs else "thread without a pair")
+            yield Drop(reason, row.place)
+
+
+def _states(key: str, posts: Mapping[str, Row]) -> dict[str, str]:
+    """Why each post can't be in a chain, or an empty string."""
+    states: dict[str, str] = {}
+    if key in posts:
+        states[key] = posts[key].fields.get("out", "")
+    for name in posts:
+        path: dict[str, None] = {}
+        while name in posts and name not in states and name not in path:  # a circle ends nowhere, as a missing parent
+            path[name] = None
+            name = posts[name].fields["parent"]
+        above = states.get(name, "parent missing" if key in posts else "submission missing")
+        for child in reversed(path):
+            if above in (DELETED, BOT):
+                above = f"below what is {above}"
+            above = states[child] = posts[child].fields.get("out") or above
+    return states
+
+
+def _draw(
+    key: str, posts: Mapping[str, Row], states: Mapping[str, str], options: Options
+) -> list[tuple[str, str, str]]:
+    """(id, good, bad) of the thread's pairs."""
+    siblings: dict[str, list[tuple[int, str]]] = {}
+    for name, row in posts.items():
+        if not states[name] and name != key and row.fields["score"] is not None:
+            siblings.setdefault(row.fields["parent"], []).append((row.fields["score"], name))
+    candidates = []
+    for row in siblings.values():
+        row.sort()
+        candidates += [(_hash(f"{key} {name}"), score, name, row) for score, name in row]
+    candidates.sort(key=lambda candidate: candidate[0])
+    pairs: list[tuple[str, str, str]] = []
+    done: set[str] = set()
+    for draw, score, name, row in candidates:
+        if len(pairs) == options["pairs_per_thread"]:
+            break
+        below = bisect_right(row, score - options["min_difference"], key=_score)
+        above = bisect_left(row, score + options["min_difference"], key=_score)
+        far = below + len(row) - above
+        if name in done or not far:
+            continue
+        index = draw % far
+        other = row[index if index < below else above + index - below][1]
+        good, bad = (name, other) if index < below else (other, name)
+        texts = {"", _clean(posts[good]), _clean(posts[bad])}
+        if other not in done and len(texts) == 3:
+            pairs.append((f"{key}:{good}>{bad}", good, bad))
+            done |= {good, bad}
+    return pairs
+
+
+def _score(comment: tuple[int, str]) -> int:
+    return comment[0]
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+
+
+def _chain(name: str, posts: Mapping[str, Row]) -> list[Row]:
+    """From the submission down to a post."""
+    chain = [posts[name]]
+    while "parent" in chain[-1].fields:
+        chain.append(posts[chain[-1].fields["parent"]])
+    return chain[::-1]
+
+
+def _written(chain: Sequence[Row]) -> str:
+    """A chain as the paper writes it, with aliases, each post followed by an empty line."""
+    aliases: dict[str, str] = {}
+
+    def alias(name: str) -> str:
+        return aliases.setdefault(name.lower(), f"user{len(aliases) + 1}") if name else "user"
+
+    parts = []
+    for row in chain:
+        label = "COMMENT" if "parent" in row.fields else "SUBMISSION"
+        author = alias(row.fields["author"])
+        text = _MENTION.sub(lambda match: match[1] + alias(match[2]), _clean(row))
+        parts.append(f"{label} by {author}: {text}\n\n")
+    return "".join(parts)
+
+
+def _clean(row: Row) -> str:
+    """A post's text as it was written, but for the addresses of links and reactions to votes."""
+    text = html.unescape(row.fields["text"]).translate(_INVISIBLE)
+    text = _LINK.sub(lambda match: f"[{match[2] or 'image'}]" if match[1] else match[2], text)
+    return re.sub(r"\n\s*\n", "\n\n", _REACTION.sub("", text)).strip()
+
+
+SOURCE = Source(
+    name="reddit",
+    about="Reddit threads: chains of comments that differ in the last one, the one with more upvotes is better (C.1)",
+    licence="text of Reddit's users, no licence stated; Pushshift's dumps of it (RS_*, RC_*)",
+    kinds=("pairs",),
+    blocks=blocks,
+    read=read,
+    join=join,
+    options=MappingProxyType(
+        {
+            "subreddits": ",".join(SUBREDDITS),
+            "min_difference": 5,
+            "pairs_per_thread": 1,
+            "bots": "automoderator|.*bot",
+        }
+    ),
+)
