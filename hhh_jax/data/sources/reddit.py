@@ -11,8 +11,8 @@ submission lies in the month before. Both are counted.
 A chain is the submission, a comment to it, a comment to that, and so on. The last comments of a pair have the same
 parent and scores at least `min_difference` apart: 5 by default, for Reddit blurs the scores that it shows by a few
 votes. A thread gives `pairs_per_thread` pairs, 1 by default, so that no context is seen twice, as with Stack Exchange's
-questions; the paper says neither. They are drawn by hashes of the comments' names, hence depend on neither the seed nor
-other threads: a comment among all, and one among its siblings that are far enough apart. No comment ends two chains.
+questions; the paper says neither. A comment is drawn among all and another among its siblings that are far enough from
+it, by hashes of the seed and the comments' names, so that other threads don't matter. No comment ends two chains.
 
 Deleted and removed comments and those of bots are out, with all that was said below them; so are threads whose
 submission is of that kind. Comments that moderators pinned, and those whose score was hidden, are in chains but aren't
@@ -62,10 +62,11 @@ _SAYS_BOT = re.compile(r"\bI(?: am|'m) a bot\b", re.IGNORECASE)
 _MENTION = re.compile(r"(?<![A-Za-z0-9_])(/?u(?:ser)?/)([A-Za-z0-9_-]{3,20})(?![A-Za-z0-9_])")
 _LINK = re.compile(r'(!?)\[([^\[\]\n]*)\]\((?:[^()\s]|\([^()\s]*\))*(?:\s+"[^"\n]*")?\)')
 _REACTION = re.compile(  # to a comment's own success
-    r"^[^\w\n]*(?:edit|eta)\b.*(?:thank|\bgold|gilded|silver|platinum|award|upvot|downvot|karma|blew up|blown up|inbox).*$",
+    r"^[^\w\n]*(?:edit|eta)\b.*"
+    r"(?:thank|\bgold|gilded|silver|platinum|award|upvot|downvot|karma|blew up|blown up|inbox).*$",
     re.IGNORECASE | re.MULTILINE,
 )
-_INVISIBLE = str.maketrans("\xa0", " ", "\u200b\u200c\u200d\ufeff\r\0")
+_INVISIBLE = str.maketrans("\xa0", " ", "\u200b\ufeff\r\0")
 
 
 def blocks(inputs: Sequence[str], options: Options) -> Iterator[Block]:
@@ -221,7 +222,7 @@ def _draw(
     candidates = []
     for row in siblings.values():
         row.sort()
-        candidates += [(_hash(f"{key} {name}"), score, name, row) for score, name in row]
+        candidates += [(_hash(f"{options['seed']} {key} {name}"), score, name, row) for score, name in row]
     candidates.sort(key=lambda candidate: candidate[0])
     pairs: list[tuple[str, str, str]] = []
     done: set[str] = set()

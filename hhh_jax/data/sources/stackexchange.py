@@ -10,8 +10,8 @@ An answer's score is the paper's: log2(1 + upvotes), rounded, and 1 more if the 
 negative. Upvotes are the dump's net votes, all that it has. Where a negative answer was accepted, it keeps -1, as the
 paper's sentence says literally.
 
-A question gives one pair: an answer drawn among all, and one drawn among those of another score. Draws are hashes of
-the posts' names, so that they depend on neither the seed nor other questions; a question whose answers all have one
+A question gives one pair: an answer drawn among all, and one drawn among those of another score. They are drawn by
+hashes of the seed and the posts' names, so that other questions don't matter; a question whose answers all have one
 score gives none. Only posts that end in a pair are turned from HTML into text, by `hhh_jax.data.html_text`.
 """
 
@@ -147,7 +147,7 @@ def join(key: str, rows: Sequence[Row], options: Options) -> Iterator[Made | Dro
     if question is None:
         yield from (Drop("question missing", row.place, key) for row in answers)
         return
-    drawn = _draw(key, question, answers)
+    drawn = _draw(f"{options['seed']} {key}", question, answers)
     if drawn is None:
         reason = "answers of one score" if len(answers) > 1 else "fewer than two answers"
         yield from (Drop(f"question with {reason}", row.place) for row in posts.values())
@@ -169,13 +169,13 @@ def join(key: str, rows: Sequence[Row], options: Options) -> Iterator[Made | Dro
     yield Made(Pair(f"{key}:{better}>{worse}", context, _answer(good), _answer(bad), key))
 
 
-def _draw(key: str, question: Row, answers: Sequence[Row]) -> tuple[Row, Row] | None:
+def _draw(seed: str, question: Row, answers: Sequence[Row]) -> tuple[Row, Row] | None:
     """Two answers of distinct scores, the better one first."""
     accepted = question.fields.get("accepted")
     scores = {row.fields["id"]: score(row.fields["votes"], row.fields["id"] == accepted) for row in answers}
     if len(set(scores.values())) < 2:
         return None
-    order = sorted(answers, key=lambda row: hashlib.sha256(f"{key} {row.fields['id']}".encode()).digest())
+    order = sorted(answers, key=lambda row: hashlib.sha256(f"{seed} {row.fields['id']}".encode()).digest())
     first = order[0]
     second = next(row for row in order if scores[row.fields["id"]] != scores[first.fields["id"]])
     return (first, second) if scores[first.fields["id"]] > scores[second.fields["id"]] else (second, first)
