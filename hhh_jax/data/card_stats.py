@@ -1,0 +1,214 @@
+"""What a data card counts in one split, in a streaming pass over its records."""
+
+from __future__ import annotations
+
+import hashlib
+import numbers
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hhh_jax.data.records import Document, GroupedLabel, MultipleChoice, Pair, Prompt, Record
+
+if TYPE_CHECKING:
+    import tokenizers
+
+MAX_TOKENS = 1024  # of a side, context and end-of-context included (paper C.4)
+TOKENIZED = 50_000, 2**26  # records and bytes of text in which tokens are counted
+EDGES = sorted({round(2 ** (k / 3)) for k in range(94)})  # of the bins of histograms, up to two billion tokens
+ITEM, CONTEXT, OTHER, GROUP = range(4)  # columns of digests
+
+
+def texts(record: Record) -> list[tuple[str, str]]:
+    """(field, text) of each text of a record; a choice's wrong options share a field, labels differ in theirs."""
+    match record:
+        case Pair():
+            return [("context", record.context), ("good", record.good), ("bad", record.bad)]
+        case MultipleChoice():
+            side = {True: "right option", False: "wrong options"}
+            options = [(side[i == record.label], option) for i, option in enumerate(record.options)]
+            return [("context", record.context), *options]
+        case GroupedLabel():
+            return [("labeled 1" if record.label else "labeled 0", record.context)]
+        case Document() | Prompt():
+            return [("text", record.text)]
+
+
+def digests(record: Record) -> tuple[int, int, int, int]:
+    """64-bit digests of the item without its answer, of its context (twice; of a pair without one, of its two sides),
+    and of its group; the same for texts that differ in white space and case only."""
+    group = _digest("group", record.group)
+    match record:
+        case Pair():
+            sides = sorted((_plain(record.good), _plain(record.bad)))
+            context = _plain(record.context)
+            item = _digest("item", context, *sides)
+            if not context:
+                return item, _digest("side", sides[0]), _digest("side", sides[1]), group
+            whole = _digest("context", context)
+        case MultipleChoice():
+            context, options = _plain(record.context), sorted(map(_plain, record.options))
+            item = _digest("item", context, *options)
+            whole = _digest("context", context) if context else item
+        case GroupedLabel():
+            item = whole = _digest("context", _plain(record.context))
+        case Document() | Prompt():
+            item = whole = _digest("context", _plain(record.text))
+    return item, whole, whole, group
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _digest(*parts: str) -> int:
+    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest())
+
+
+class SplitStats:
+    """Counts over the records of a split, added in batches.
+
+    Attributes:
+      records, text_bytes: of all that were added.
+      sample: the first of them, as many as `sample_size` (records, bytes of text) allows.
+    """
+
+    def __init__(self, sample_size: tuple[int, int], max_digests: int | None = None) -> None:
+        """`max_digests`: the records whose digests are kept, at 32 bytes each; None keeps all."""
+        self.records = self.text_bytes = self.sample_bytes = 0
+        self.sample: list[Record] = []
+        self._sample_size, self._max_digests = sample_size, max_digests
+        self._digests: list[np.ndarray] = []
+        self._kept = 0
+        self._tokenized = self._tokenized_bytes = 0
+        self._lengths: dict[str, Counter[int]] = {}
+        self._truncated = Counter({"truncated": 0})
+        self._tables: dict[str, Counter[str]] = {}
+        self._meta: dict[str, _Meta] = {}
+
+    def add(self, batch: Sequence[Record], bpe: tokenizers.Tokenizer) -> np.ndarray:
+        """Count `batch` and return its digests, uint64 [N, 4], columns ITEM, CONTEXT, OTHER, GROUP."""
+        fields = [texts(record) for record in batch]
+        sizes = [sum(len(text.encode()) for _, text in record) for record in fields]
+        self._count_tokens(batch, fields, sizes, bpe)
+        for record, size in zip(batch, sizes, strict=True):
+            self.records += 1
+            self.text_bytes += size
+            if len(self.sample) < self._sample_size[0] and self.sample_bytes + size <= self._sample_size[1]:
+                self.sample.append(record)
+                self.sample_bytes += size
+            self._tabulate(record)
+        digests_Nx4 = np.array([digests(record) for record in batch], dtype=np.uint64).reshape(-1, 4)
+        if self._max_digests is None or self._kept < self._max_digests:
+            self._digests.append(digests_Nx4)
+            self._kept += len(batch)
+        return digests_Nx4
+
+    def digests(self) -> np.ndarray:
+        """Those that were kept, uint64 [N, 4]."""
+        return np.concatenate(self._digests) if self._digests else np.zeros((0, 4), np.uint64)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The counts as plain JSON."""
+        items_N, groups_N = (self.digests()[:, column] for column in (ITEM, GROUP))
+        _, sizes_G = np.unique(groups_N, return_counts=True)
+        return {
+            "records": self.records,
+            "text_bytes": self.text_bytes,
+            "duplicates": len(items_N) - len(np.unique(items_N)),
+            "groups": len(sizes_G),
+            "largest_group": int(sizes_G.max(initial=0)),
+            "digested": self._kept,
+            "tokenized": self._tokenized,
+            "tokens": {field: summary(lengths) for field, lengths in self._lengths.items()},
+            "truncation": dict(self._truncated),
+            "tables": {name: dict(sorted(table.items())) for name, table in sorted(self._tables.items())},
+            "meta": {name: meta.as_dict() for name, meta in sorted(self._meta.items())},
+        }
+
+    def _count_tokens(
+        self, batch: Sequence[Record], fields: list[list[tuple[str, str]]], sizes: list[int], bpe: tokenizers.Tokenizer
+    ) -> None:
+        room = TOKENIZED[0] - self._tokenized if self._tokenized_bytes < TOKENIZED[1] else 0
+        if room <= 0:
+            return
+        flat = [text for record in fields[:room] for _, text in record]
+        encoded = iter([encoding.ids for encoding in bpe.encode_batch(flat, add_special_tokens=False)])
+        for record, named, size in zip(batch[:room], fields, sizes, strict=False):
+            ids = [next(encoded) for _ in named]
+            for (field, _), tokens in zip(named, ids, strict=True):
+                self._lengths.setdefault(field, Counter())[len(tokens)] += 1
+            self._truncate(record, ids)
+            self._tokenized += 1
+            self._tokenized_bytes += size
+
+    def _truncate(self, record: Record, ids: list[list[int]]) -> None:
+        """What a limit of MAX_TOKENS does to a record; see `card_page` for the words."""
+        responses = ids[1:] if isinstance(record, Pair | MultipleChoice) else []
+        longest = max((len(tokens) for tokens in responses), default=0) + 1
+        self._truncated["truncated"] += len(ids[0]) + longest > MAX_TOKENS
+        if isinstance(record, Pair):
+            self._truncated["response too long"] += longest > MAX_TOKENS
+            good, bad = ((ids[0] + side)[:MAX_TOKENS] for side in responses)
+            self._truncated["equal if cut at the end"] += good == bad
+
+    def _tabulate(self, record: Record) -> None:
+        match record:
+            case MultipleChoice():
+                self._tally("number of options", str(len(record.options)))
+                self._tally("position of the right option", str(record.label + 1))
+                self._tally("category", record.category)
+            case GroupedLabel():
+                self._tally("label", str(record.label))
+                self._tally("category", record.category)
+            case Prompt():
+                for name, value in record.meta.items():
+                    self._meta.setdefault(name, _Meta()).add(value)
+
+    def _tally(self, table: str, value: str) -> None:
+        self._tables.setdefault(table, Counter())[value] += 1
+
+
+class _Meta:
+    """The values of one name in the prompts' meta."""
+
+    def __init__(self) -> None:
+        self.types: Counter[str] = Counter()
+        self.total, self.lo, self.hi = 0.0, float("inf"), float("-inf")
+
+    def add(self, value: Any) -> None:
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        self.types["number" if number else "none" if value is None else type(value).__name__] += 1
+        if number:
+            self.total += value
+            self.lo, self.hi = min(self.lo, value), max(self.hi, value)
+
+    def as_dict(self) -> dict[str, Any]:
+        n = self.types["number"]
+        return {"types": dict(sorted(self.types.items()))} | (
+            {"mean": self.total / n, "min": self.lo, "max": self.hi} if n else {}
+        )
+
+
+def summary(lengths: Counter[int]) -> dict[str, Any]:
+    """Mean, quantiles, and how many lengths lie from each of EDGES to below the next; those of 0 are counted apart."""
+    values_U = np.array(sorted(lengths))
+    counts_U = np.array([lengths[value] for value in values_U])
+    n = int(counts_U.sum())
+    below_U = np.cumsum(counts_U)
+    median, p90 = (int(values_U[np.searchsorted(below_U, share * n)]) for share in (0.5, 0.9))
+    bins = Counter[int]()
+    for value, count in lengths.items():
+        bins[bisect_right(EDGES, value)] += count
+    return {
+        "texts": n,
+        "mean": float(values_U @ counts_U / n),
+        "median": median,
+        "p90": p90,
+        "max": int(values_U[-1]),
+        "empty": lengths[0],
+        "histogram": {str(EDGES[i - 1]): bins[i] for i in sorted(bins) if i},
+    }
