@@ -58,10 +58,13 @@ class _Writer:
         self.space = False  # due before the next text
         self.depth = 0
 
-    def children(self, node: LexborNode) -> None:
+    def go_down(self) -> None:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise MarkupError(f"elements nested more than {MAX_DEPTH} deep")
+
+    def children(self, node: LexborNode) -> None:
+        self.go_down()
         for child in node.iter(include_text=True):
             tag = child.tag
             if tag == "-text":
@@ -84,7 +87,7 @@ class _Writer:
         if tag == "pre":
             self.code(node.text())
         elif tag in ("ul", "ol"):
-            self.items(node, tag == "ol")
+            self.items(node, tag == "ol", 1 if self.prefix else 2)
         elif tag == "blockquote":
             self.inside(node, "> ", "> ")
         elif tag == "br":
@@ -147,8 +150,9 @@ class _Writer:
             self.out.append(f"{fence}\n{code}\n{fence}".replace("\n", "\n" + self.prefix))
             self.fresh = False
 
-    def items(self, node: LexborNode, numbered: bool) -> None:
-        self.end_line(1 if self.prefix else 2)
+    def items(self, node: LexborNode, numbered: bool, gap: int) -> None:
+        self.go_down()
+        self.end_line(gap)
         start = (node.attributes.get("start") or "") if numbered else ""
         number = int(start) if re.fullmatch(r"\d{1,9}", start, re.ASCII) else 1
         for item in node.iter():
@@ -157,6 +161,9 @@ class _Writer:
                 number += 1
                 self.end_line(1)
                 self.inside(item, marker, " " * len(marker))
-            else:  # invalid, and common: a list right inside a list
+            elif item.tag in ("ul", "ol"):  # invalid, and common
+                self.items(item, item.tag == "ol", 1)
+            else:
                 self.element(item, item.tag or "")
-        self.end_line(1 if self.prefix else 2)
+        self.end_line(gap)
+        self.depth -= 1
