@@ -9,6 +9,7 @@ Every file and folder appears by a rename when it is complete, so that what is t
 
 from __future__ import annotations
 
+import array
 import contextlib
 import dataclasses
 import hashlib
@@ -16,6 +17,7 @@ import itertools
 import json
 import os
 import shutil
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from hhh_jax.errors import UserError
 
 UNIT_BYTES = 64 * 2**20  # of rows; a unit is held in memory by one worker
 _MAGIC = b"hhhrows1"
+_FOOTER = struct.Struct("<QQ8s")  # where the table begins, number of buckets, magic
 _RECORD_OPTIONS = "group_size:1"  # as TFDS writes: each record is read by itself
 _TEXT = {"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text", "text": {}}
 _LABEL = {
@@ -95,61 +98,70 @@ def _sync(path: Path) -> None:
 
 
 class RowsFile:
-    """A block's rows: a compressed piece a bucket, then a table of where each begins, their sizes and `meta`."""
+    """The rows of a block: a compressed piece a bucket, a table of their ends and sizes, and `meta`.
+
+    Attributes:
+      meta: as given to `write_rows`.
+      sizes: bytes of each bucket's rows.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises UserError if the file is not whole, which a rename rules out but a disk may not."""
-        self.path = path
+        self._path = path
         with path.open("rb") as file:
-            content_end = file.seek(-len(_MAGIC) - 8, os.SEEK_END)
-            table, magic = int.from_bytes(file.read(8), "little"), file.read()
+            end = file.seek(-_FOOTER.size, os.SEEK_END)
+            start, buckets, magic = _FOOTER.unpack(file.read())
             if magic != _MAGIC:
                 raise UserError(f"{path}: damaged; remove the folder {path.parent.parent} to begin again")
-            file.seek(table)
-            tail = json.loads(file.read(content_end - table))
-        self.meta: dict[str, Any] = tail["meta"]
-        self.sizes: list[int] = tail["sizes"]
-        self._ends: list[int] = tail["ends"]
+            file.seek(start)
+            self._ends, self.sizes = array.array("Q"), array.array("Q")
+            self._ends.fromfile(file, buckets)
+            self.sizes.fromfile(file, buckets)
+            self.meta: dict[str, Any] = json.loads(file.read(end - file.tell()))
 
     def rows(self, first: int, last: int) -> Iterator[tuple[bytes, bytes]]:
-        """(key, rest) of the rows of buckets `first` up to but not including `last`, to parse by `parse_row`."""
+        """The packed rows of the buckets from `first` up to but not including `last`."""
         import zstandard
 
         begin = self._ends[first - 1] if first else 0
-        with self.path.open("rb") as file:
+        with self._path.open("rb") as file:
             file.seek(begin)
             data = memoryview(file.read(self._ends[last - 1] - begin))
         decompressor = zstandard.ZstdDecompressor()
         for bucket in range(first, last):
-            end = self._ends[bucket]
-            if self.sizes[bucket]:
-                lines = decompressor.decompress(data[: end - begin], max_output_size=self.sizes[bucket])
-                for line in lines.splitlines():
+            piece, data = data[: self._ends[bucket] - begin], data[self._ends[bucket] - begin :]
+            begin = self._ends[bucket]
+            if piece:
+                for line in decompressor.decompress(piece).splitlines():
                     key, _, rest = line.partition(b"\t")
                     yield key, rest
-            data, begin = data[end - begin :], end
 
 
-def write_rows(path: Path, rows: Iterable[Row], buckets: int, meta: Mapping[str, Any]) -> None:
-    """Writes a `RowsFile`. `meta` is read after the rows, so that it may be filled by whoever yields them."""
+def write_rows(path: Path, rows: Iterable[tuple[bytes, bytes]], buckets: int, meta: Mapping[str, Any]) -> None:
+    """Writes a `RowsFile` of packed rows. `meta` is looked at when the rows are through, so they may fill it."""
     import zstandard
 
     pieces = [bytearray() for _ in range(buckets)]
-    for row in rows:
-        key = json.dumps(row.key).encode()
+    for key, rest in rows:
         bucket = int.from_bytes(hashlib.sha256(key).digest()[:8]) * buckets >> 64
-        pieces[bucket] += key + b"\t" + json.dumps([row.fields, row.place]).encode() + b"\n"
+        pieces[bucket] += b"%b\t%b\n" % (key, rest)
     compressor = zstandard.ZstdCompressor(level=1)
     packed = [compressor.compress(piece) if piece else b"" for piece in pieces]
-    ends = list(itertools.accumulate(map(len, packed)))
-    tail = {"ends": ends, "sizes": [len(piece) for piece in pieces], "meta": dict(meta)}
+    ends = array.array("Q", itertools.accumulate(map(len, packed)))
     with new_path(path) as partial, partial.open("wb") as file:
         file.writelines(packed)
-        file.write(json.dumps(tail).encode() + ends[-1].to_bytes(8, "little") + _MAGIC)
+        file.write(ends.tobytes() + array.array("Q", map(len, pieces)).tobytes())
+        file.write(json.dumps(meta).encode() + _FOOTER.pack(ends[-1], buckets, _MAGIC))
 
 
-def parse_row(key: bytes, rest: bytes) -> Row:
-    """A row of `RowsFile.rows`."""
+def pack_row(row: Row) -> tuple[bytes, bytes]:
+    """A row as key and rest, without tabs and line ends. Raises UnicodeEncodeError at half a surrogate pair."""
+    rest = json.dumps([row.fields, row.place], ensure_ascii=False)
+    return json.dumps(row.key, ensure_ascii=False).encode(), rest.encode()
+
+
+def unpack_row(key: bytes, rest: bytes) -> Row:
+    """The inverse of `pack_row`."""
     fields, place = json.loads(rest)
     return Row(json.loads(key), fields, place)
 
@@ -196,7 +208,7 @@ def read_records(path: Path) -> Iterator[bytes]:
     reader = ArrayRecordReader(str(path))
     with contextlib.closing(reader):
         for start in range(0, reader.num_records(), 100):
-            yield from reader.read(range(start, min(start + 100, reader.num_records())))
+            yield from reader.read(start, min(start + 100, reader.num_records()))
 
 
 def serialize(record: Record) -> bytes:
