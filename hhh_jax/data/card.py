@@ -117,14 +117,14 @@ _COLUMNS = ([ITEM], [CONTEXT, OTHER], [GROUP])
 
 
 class _Folder:
-    """The records of a prepared folder. `splits` has train first; splits that a card added are none of them."""
+    """The records of a prepared folder. `splits` has train first, and none that a card added."""
 
     def __init__(self, directory: Path, kind: str, shards: Sequence[dict[str, Any]]) -> None:
         self._directory, self._kind = directory, kind
         self._paths: dict[str, list[Path]] = {}
         for shard in shards:
             self._paths.setdefault(shard["split"], []).append(directory / shard["name"])
-        self.splits = sorted(self._paths, key=lambda split: (split != "train", split))
+        self.splits = sorted(self._paths, key=lambda split: split != "train")
 
     def batches(self, split: str) -> Iterator[list[Record]]:
         """The records of a split in order, a few at a time."""
@@ -172,9 +172,7 @@ def _record(row: bytes, kind: str) -> Record:
     return KINDS[kind](**fields)
 
 
-def _tokenizer(
-    path: str | Path | None, batches: Iterable[list[Record]]
-) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+def _tokenizer(path: str | Path | None, batches: Iterable[list[Record]]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     """The tokenizer to count with, and what the card says of it."""
     import tokenizers
 

@@ -185,14 +185,15 @@ def _dropped(card: Card) -> str:
 def _splits(card: Card) -> str:
     rows = []
     for split, counted in card["statistics"].items():
-        note = "" if counted["digested"] == counted["records"] else f" (of the first {counted['digested']:,})"
+        every = counted["digested"] == counted["records"]
+        note = "" if every else f"groups and repeated items in the first {counted['digested']:,}"
         rows.append(
-            [split, counted["records"], _size(counted["text_bytes"]), f"{counted['groups']:,}{note}",
-             counted["largest_group"], f"{counted['duplicates']:,}{note}"]
+            [split, counted["records"], _size(counted["text_bytes"]), counted["groups"], counted["largest_group"],
+             counted["duplicates"], note]
         )  # fmt: skip
-    rows += [[split, n, "", "", "", ""] for split, n in card["records"].items() if split not in card["statistics"]]
+    rows += [[split, n, "", "", "", "", ""] for split, n in card["records"].items() if split not in card["statistics"]]
     shards = [[shard["name"], shard["records"], _hash(shard["sha256"])] for shard in card["shards"]]
-    header = ["split", "records", "text", "groups", "largest group", "repeated items"]
+    header = ["split", "records", "text", "groups", "largest group", "repeated items", ""]
     return (
         "<p>A group is what must not be divided between splits: a question, a post, a page.</p>"
         + _table(header, rows)
@@ -208,12 +209,16 @@ def _lengths(card: Card) -> str:
         panels.setdefault(field if field in ("context", "text") else "sides", []).append(field)
     drawn = "".join(_histogram(counted["tokens"], fields, card) for fields in panels.values())
     header = ["split", "field", "texts", "mean", "median", "90% up to", "longest", "empty"]
-    rows, truncation = [], []
-    for name, stats in card["statistics"].items():
-        for field, x in stats["tokens"].items():
-            rows.append([name, field, x["texts"], f"{x['mean']:,.1f}", x["median"], x["p90"], x["max"], x["empty"]])
-        for what, n in stats["truncation"].items():
-            truncation.append([name, TRUNCATION[what], n, _share(n, stats["tokenized"])])
+    rows = [
+        [name, field, x["texts"], x["mean"], x["median"], x["p90"], x["max"], x["empty"]]
+        for name, stats in card["statistics"].items()
+        for field, x in stats["tokens"].items()
+    ]
+    truncation = [
+        [text, *(_of(stats["truncation"][what], stats["tokenized"]) for stats in card["statistics"].values())]
+        for what, text in TRUNCATION.items()
+        if what in counted["truncation"]
+    ]
     part = [
         f"{stats['tokenized']:,} of {name}" for name, stats in card["statistics"].items()
         if stats["tokenized"] < stats["records"]
@@ -229,7 +234,7 @@ def _lengths(card: Card) -> str:
         f'<div class="panels">{drawn}</div>'
         + _table(header, rows)
         + limit
-        + _table(["split", "", "records", "of those counted"], truncation)
+        + _table(["", *card["statistics"]], truncation)
     )
 
 
@@ -290,7 +295,7 @@ def _tables(card: Card) -> str:
         rows = [
             [value or "(none)"]
             + [
-                f"{column.get(value, 0):,} ({_share(column.get(value, 0), total)})"
+                _of(column.get(value, 0), total)
                 for column, total in zip(columns, totals, strict=True)
             ]
             for value in values[:50]
@@ -314,7 +319,7 @@ def _overlap(card: Card) -> str:
         return ""
     names = list(card["overlap"])
     rows = [
-        [what, *(f"{x[key]:,} ({_share(x[key], x['records'])})" for x in card["overlap"].values())]
+        [what, *(_of(x[key], x["records"]) for x in card["overlap"].values())]
         for key, what in OVERLAP.items()
     ]
     return (
@@ -356,11 +361,10 @@ def _accuracies(accuracy: dict[str, Any], what: str) -> str:
 def _accuracy(x: dict[str, Any] | None, chance: dict[str, Any] | None, width: int = 150) -> Html:
     if x is None:
         return Html("")
-    line = (
-        f'<line x1="{chance["value"] * width:.1f}" x2="{chance["value"] * width:.1f}" y1="0" y2="10" stroke="#999"/>'
-        if chance
-        else ""
-    )
+    if x is chance:
+        return Html(f"{x['value']:.3f}")
+    at = f"{chance['value'] * width:.1f}" if chance else ""
+    line = f'<line x1="{at}" x2="{at}" y1="0" y2="10" stroke="#999"/>' if chance else ""
     return Html(
         f"{x['value']:.3f} [{x['lo']:.3f},&nbsp;{x['hi']:.3f}]"
         f'<svg width="{width}" height="10"><rect width="{width}" height="10" fill="#f4f4f4"/>{line}'
@@ -379,6 +383,10 @@ def _example(example: dict[str, Any]) -> str:
             value = "\n".join(f"{'→' if i == chosen else '  '} {option}" for i, option in enumerate(value))
         rows.append(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>")
     return f'<div class="example"><dl>{"".join(rows)}</dl></div>'
+
+
+def _of(n: int, total: int) -> str:
+    return f"{n:,} ({_share(n, total)})"
 
 
 def _share(n: int, total: int) -> str:
@@ -403,10 +411,13 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         return ""
 
     def cell(value: Any, tag: str, right: bool) -> str:
-        text = f"{value:,}" if isinstance(value, int) else value if isinstance(value, Html) else escape(str(value))
+        if isinstance(value, int | float):
+            text = f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
+        else:
+            text = value if isinstance(value, Html) else escape(str(value))
         return f'<{tag} class="n">{text}</{tag}>' if right else f"<{tag}>{text}</{tag}>"
 
-    right = [isinstance(value, int) for value in rows[0]]
+    right = [isinstance(value, int | float) for value in rows[0]]
     lines = [[cell(value, "th", r) for value, r in zip(header, right, strict=True)]]
     lines += [[cell(value, "td", r) for value, r in zip(row, right, strict=True)] for row in rows]
     head, *body = ("<tr>" + "".join(line) + "</tr>" for line in lines)
