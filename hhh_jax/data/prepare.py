@@ -107,7 +107,7 @@ def prepare(
         _begin(job)
         with pool(workers or len(os.sched_getaffinity(0))) as run_all:
             inputs_read, tally, n_blocks = _read_input(found, job, run_all)
-            tally.add(_join_rows(job, n_blocks, run_all))
+            tally.add(_join_rows(job, n_blocks, run_all).as_dict())
         if tally.read == tally.dropped.total():
             shards.remove(job.folder)
             raise UserError(_nothing_left(settings.inputs, tally))
@@ -209,6 +209,8 @@ def _check_finished(output: Path, found: Source, job: Job) -> dict[str, Any]:
                 pass
         if list(journal.inputs.values()) != facts["inputs"]:
             raise UserError(f"{output}: is there already, made from an input that has changed since; {remedy}")
+    if job.bad_rows == "error" and facts["damage"]:
+        raise UserError(f"{output}: is there already, made with --bad_rows=drop; {facts['damage']}; {remedy}")
     shards.remove(job.folder)  # of a run that was killed at its last step
     print(f"{output}: is there already, made by the same settings from the same input", file=sys.stderr)
     return facts
@@ -335,6 +337,7 @@ def _finish(
         "kept": tally.read - tally.dropped.total(),
         "dropped": dict(tally.dropped.most_common()),
         "dropped_examples": tally.examples,
+        "damage": tally.bad,
         "records": dict(records),
         "shards": made,
     }
@@ -359,7 +362,7 @@ class Progress:
         if now - self._shown < (0.2 if self._terminal else 10) and not end:
             return
         self._shown, passed = now, now - self._begun
-        sizes = [f"{n / self._scale:,.0f}" for n in ([done, self._total] if self._total else [done])]
+        sizes = [f"{n / self._scale:,.{1 if self._scale > 1 else 0}f}" for n in ([done, self._total] if self._total else [done])]
         speed = done / self._scale / max(passed, 0.1)
         line = f"{self._verb} {' of '.join(sizes)} {self._unit}, {speed:,.1f}/s"
         if self._total and done and not end:
