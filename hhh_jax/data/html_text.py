@@ -155,7 +155,7 @@ class _Writer:
         self.end_line(gap)
         start = (node.attributes.get("start") or "") if numbered else ""
         number = int(start) if re.fullmatch(r"\d{1,9}", start, re.ASCII) else 1
-        for item in node.iter():
+        for item in node.iter(include_text=True, skip_empty=True):
             if item.tag == "li":
                 marker = f"{number}. " if numbered else "- "
                 number += 1
@@ -163,7 +163,9 @@ class _Writer:
                 self.inside(item, marker, " " * len(marker))
             elif item.tag in ("ul", "ol"):  # invalid, and common
                 self.items(item, item.tag == "ol", 1)
-            else:
+            elif item.tag == "-text":
+                self.text(item.text_content or "")
+            elif item.tag not in _SKIPPED:
                 self.element(item, item.tag or "")
         self.end_line(gap)
         self.depth -= 1
