@@ -19,6 +19,7 @@ STYLE = """
 .tiles span { font-size: .82rem; color: #5c5c5c; }
 .data .n { text-align: right; }
 .data td:last-child, .data th:last-child { padding-right: 0; }
+.data td { overflow-wrap: anywhere; }
 .data svg { display: block; margin-top: .25rem; }
 .hash { font: .78rem/1.4 ui-monospace, Consolas, monospace; color: #5c5c5c; }
 .panels { display: flex; flex-wrap: wrap; gap: 1.2rem 2rem; margin: 1rem 0; }
@@ -374,15 +375,17 @@ def _accuracy(x: dict[str, Any] | None, chance: dict[str, Any] | None, width: in
 
 
 def _example(example: dict[str, Any]) -> str:
-    rows = []
+    rows: list[tuple[str, str]] = []
     for name, value in example.items():
-        if isinstance(value, dict):
-            value = json.dumps(value, indent=1, ensure_ascii=False)
-        if isinstance(value, list):
-            chosen = example.get("label")
-            value = "\n".join(f"{'→' if i == chosen else '  '} {option}" for i, option in enumerate(value))
-        rows.append(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>")
-    return f'<div class="example"><dl>{"".join(rows)}</dl></div>'
+        if name == "options":
+            right = ("wrong option", "right option")
+            rows += [(right[i == example["label"]], option) for i, option in enumerate(value)]
+        elif name == "meta":
+            rows += [(name, json.dumps(value, indent=1, ensure_ascii=False))] * bool(value)
+        else:
+            rows.append((name, str(value)))
+    cells = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows if value)
+    return f'<div class="example"><dl>{cells}</dl></div>'
 
 
 def _of(n: int, total: int) -> str:
