@@ -1,8 +1,8 @@
 """HTML as plain text that reads as its author wrote it: code, lists and quotations in Markdown, the rest without marks.
 
-The parser is Lexbor (package selectolax, MIT): it takes any markup as a browser does and is several times as fast as
-the extractors that were compared. Those lose what matters in answers: Resiliparse the place of code in lists and the
-marks of quotations, inscriptis the lines of code; html-to-markdown keeps both, but also every link's address.
+The parser is Lexbor (package selectolax, MIT), which takes any markup as a browser does. Whole converters were compared
+on Stack Exchange's posts: Resiliparse (1.5 times as fast as this) shifts code in lists and doesn't mark quotations,
+inscriptis (a quarter as fast) joins the lines of code, html-to-markdown (as fast) loses deeply nested text unseen.
 """
 
 from __future__ import annotations
