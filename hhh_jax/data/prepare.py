@@ -362,7 +362,8 @@ class Progress:
         if now - self._shown < (0.2 if self._terminal else 10) and not end:
             return
         self._shown, passed = now, now - self._begun
-        sizes = [f"{n / self._scale:,.{1 if self._scale > 1 else 0}f}" for n in ([done, self._total] if self._total else [done])]
+        digits = 1 if self._scale > 1 else 0
+        sizes = [f"{n / self._scale:,.{digits}f}" for n in (done, self._total)[: 2 if self._total else 1]]
         speed = done / self._scale / max(passed, 0.1)
         line = f"{self._verb} {' of '.join(sizes)} {self._unit}, {speed:,.1f}/s"
         if self._total and done and not end:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bz2
 import contextlib
 import contextvars
+import errno
 import fnmatch
 import hashlib
 import io
@@ -163,9 +164,17 @@ def line_blocks(inputs: Sequence[str], size: int = BLOCK_BYTES) -> Iterator[Bloc
     A line of more than MAX_LINE bytes is left out and counted. A byte-order mark is removed; the last line need not
     end. Blocks depend on the content only, not on how it is compressed or how a pipe delivers it.
     """
+    _find_all(inputs)
     for name in inputs:
         with open_input(name) as stream:
             yield from _cut_lines(stream, size)
+
+
+def _find_all(inputs: Sequence[str]) -> None:
+    """Raises UserError if one is missing, before hours are spent on those in front of it."""
+    for name in inputs:
+        if name != STDIN and not os.path.exists(name):
+            raise UserError(f"{name}: can't be opened: {os.strerror(errno.ENOENT)}")
 
 
 def _cut_lines(stream: Input, size: int) -> Iterator[Block]:
@@ -205,6 +214,7 @@ def file_blocks(inputs: Sequence[str], pattern: str = "*") -> Iterator[Block]:
 
     A file of more than MAX_LINE bytes is left out and counted. Raises UserError if a folder has no such file.
     """
+    _find_all(inputs)
     for name in inputs:
         for path in _walk(Path(name), pattern) if name != STDIN and os.path.isdir(name) else [name]:
             with open_input(path) as stream:

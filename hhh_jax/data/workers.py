@@ -175,6 +175,13 @@ def place_of(place: str, source: str) -> Iterator[None]:
         raise RuntimeError(f"{place}: the source {source} failed: {error!r}") from error
 
 
+def _pack(item: Row | Drop) -> tuple[bytes, bytes] | Drop:
+    try:
+        return item if isinstance(item, Drop) else shards.pack_row(item)
+    except UnicodeEncodeError:
+        return Drop("half a surrogate pair", item.place, bad=True)
+
+
 def read_block(job: Job, index: int, block: Block) -> None:
     """Writes the rows of a block. Runs in a worker."""
     tally = Tally()
@@ -184,17 +191,12 @@ def read_block(job: Job, index: int, block: Block) -> None:
         with place_of(block.place, job.settings.source):
             for item in _source(job.settings.source).read(block, job.options):
                 tally.read += 1
-                packed = None
-                if isinstance(item, Row):
-                    try:
-                        packed = shards.pack_row(item)
-                    except UnicodeEncodeError:
-                        item = Drop("half a surrogate pair", item.place, bad=True)
-                if packed:
-                    yield packed
-                else:
-                    tally.drop(item)
+                packed = _pack(item)
+                if isinstance(packed, Drop):
+                    tally.drop(packed)
                     tally.refuse_bad(job.bad_rows)
+                else:
+                    yield packed
         meta["tally"] = tally.as_dict()
 
     shards.write_rows(job.block_path(index), rows(), job.settings.partitions, meta)
@@ -212,10 +214,12 @@ def make_unit(job: Job, index: int, first: int, last: int, n_blocks: int) -> Non
         rows = [shards.unpack_row(key, rest) for rest in groups.pop(key)]
         with place_of(rows[0].place, job.settings.source):
             made, used = _join(source, rows, job, tally)
-            repeated = [item.record.id for item in made if item.record.id in records]
+            repeated = []
             for item in made:
                 name = item.record.id
-                if name not in records:
+                if name in records:
+                    repeated.append(name)
+                else:
                     order = hashlib.sha256(f"{job.settings.seed} {name}".encode()).digest()[:16]
                     split = choose_split(item, source.published, job.settings.held_out)
                     records[name] = order, split, shards.serialize(item.record)
