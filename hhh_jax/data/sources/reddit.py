@@ -4,9 +4,8 @@
     ... --option=subreddits=askscience,books --option=min_difference=2 --option=pairs_per_thread=4
 
 Pushshift's dumps have a submission (RS) or a comment (RC) a line, as the JSON object of Reddit's own interface. Both
-kinds may be mixed, in any order; what belongs to a thread is found by its name. A thread whose comments go on in the
-next month's file needs that file too: without it those comments are missing, and so are the threads of comments whose
-submission lies in the month before. Both are counted.
+kinds may be mixed, in any order; what belongs to a thread is found by its name. Threads go on in the next month's
+file; comments whose submission lies in a file that isn't given are counted as such.
 
 A chain is the submission, a comment to it, a comment to that, and so on. The last comments of a pair have the same
 parent and scores at least `min_difference` apart: 5 by default, for Reddit blurs the scores that it shows by a few
@@ -178,15 +177,11 @@ def join(key: str, rows: Sequence[Row], options: Options) -> Iterator[Made | Dro
         else:
             posts[row.fields["id"]] = row
     states = _states(key, posts)
-    pairs = _draw(key, posts, states, options)
     used: set[str] = set()
-    for pair_id, good, bad in pairs:
-        chain = _chain(good, posts)
-        context = _written(chain[:-1])
-        used.update(row.fields["id"] for row in chain)
-        used.add(bad)
-        sides = [_written([*chain[:-1], posts[name]]).removeprefix(context).rstrip() for name in (good, bad)]
-        yield Made(Pair(pair_id, context, *sides, key))
+    pairs = _draw(key, posts, states, options)
+    for pair, ends in pairs:
+        used.update(ends, (row.fields["id"] for row in _above(posts[ends[0]], posts)))
+        yield Made(pair)
     for name, row in posts.items():
         if name not in used:
             reason = states[name] or ("comment not drawn" if pairs else "thread without a pair")
@@ -213,34 +208,33 @@ def _states(key: str, posts: Mapping[str, Row]) -> dict[str, str]:
 
 def _draw(
     key: str, posts: Mapping[str, Row], states: Mapping[str, str], options: Options
-) -> list[tuple[str, str, str]]:
-    """(id, good, bad) of the thread's pairs."""
+) -> list[tuple[Pair, tuple[str, str]]]:
+    """The thread's pairs, each with the names of its last comments."""
     siblings: dict[str, list[tuple[int, str]]] = {}
     for name, row in posts.items():
         if not states[name] and name != key and row.fields["score"] is not None:
             siblings.setdefault(row.fields["parent"], []).append((row.fields["score"], name))
     candidates = []
-    for row in siblings.values():
-        row.sort()
-        candidates += [(_hash(f"{options['seed']} {key} {name}"), score, name, row) for score, name in row]
+    for group in siblings.values():
+        group.sort()
+        candidates += [(_hash(f"{options['seed']} {key} {name}"), score, name, group) for score, name in group]
     candidates.sort(key=lambda candidate: candidate[0])
-    pairs: list[tuple[str, str, str]] = []
+    pairs: list[tuple[Pair, tuple[str, str]]] = []
     done: set[str] = set()
-    for draw, score, name, row in candidates:
+    for draw, score, name, group in candidates:
         if len(pairs) == options["pairs_per_thread"]:
             break
-        below = bisect_right(row, score - options["min_difference"], key=_score)
-        above = bisect_left(row, score + options["min_difference"], key=_score)
-        far = below + len(row) - above
+        below = bisect_right(group, score - options["min_difference"], key=_score)
+        above = bisect_left(group, score + options["min_difference"], key=_score)
+        far = below + len(group) - above
         if name in done or not far:
             continue
         index = draw % far
-        other = row[index if index < below else above + index - below][1]
-        good, bad = (name, other) if index < below else (other, name)
-        texts = {"", _clean(posts[good]), _clean(posts[bad])}
-        if other not in done and len(texts) == 3:
-            pairs.append((f"{key}:{good}>{bad}", good, bad))
-            done |= {good, bad}
+        other = group[index if index < below else above + index - below][1]
+        ends = (name, other) if index < below else (other, name)
+        if other not in done and (pair := _pair(key, *ends, posts)):
+            pairs.append((pair, ends))
+            done.update(ends)
     return pairs
 
 
@@ -252,11 +246,22 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
-def _chain(name: str, posts: Mapping[str, Row]) -> list[Row]:
-    """From the submission down to a post."""
-    chain = [posts[name]]
-    while "parent" in chain[-1].fields:
-        chain.append(posts[chain[-1].fields["parent"]])
+def _pair(key: str, good: str, bad: str, posts: Mapping[str, Row]) -> Pair | None:
+    """None if the texts are empty or the same."""
+    if len({"", _clean(posts[good]), _clean(posts[bad])}) < 3:
+        return None
+    above = _above(posts[good], posts)
+    context = _written(above)
+    better, worse = (_written([*above, posts[name]]).removeprefix(context).rstrip() for name in (good, bad))
+    return None if better == worse else Pair(f"{key}:{good}>{bad}", context, better, worse, key)
+
+
+def _above(row: Row, posts: Mapping[str, Row]) -> list[Row]:
+    """What a comment answers to, from the submission down."""
+    chain = []
+    while "parent" in row.fields:
+        row = posts[row.fields["parent"]]
+        chain.append(row)
     return chain[::-1]
 
 
