@@ -1,5 +1,5 @@
-"""A pair a thread, whose rows are scattered over the input: ``{"thread", "number", "score", "text"}``; the row without a
-score is the question."""
+"""A pair a thread, whose rows are scattered over the input: ``{"thread", "score", "text"}``; the row without a score is
+the question."""
 
 import json
 import time
