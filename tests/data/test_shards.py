@@ -182,8 +182,6 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     with largest_file(10_000):
         with pytest.raises(UserError, match="rows: can't be written: File too large; mend that and give the same"):
             shards.write_rows(tmp_path / "rows", rows, 4, {})
-        with pytest.raises(
-            UserError, match=r"unit: can't be written: .*File too large.*give the same command to go on"
-        ):
+        with pytest.raises(UserError, match=r"unit: can't be written: write.* failed: File too large"):
             shards.write_unit(tmp_path / "unit", [("train", b"x" * 10)], {})
     assert list(tmp_path.iterdir()) == []
