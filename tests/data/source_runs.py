@@ -12,11 +12,18 @@ from hhh_jax.data.streams import lines
 
 @dataclasses.dataclass
 class Run:
-    """What came out: `read` rows went in, `records` use `kept` of them, `drops` are the others."""
+    """What came out: `read` rows went in, `records` use `kept` of them, `drops` are the others.
+
+    `splits` has what each record's publisher says.
+    """
 
     records: list[Record]
     drops: list[Drop]
     read: int
+    splits: list[str | None]
+
+    def of(self, split: str | None) -> list[Record]:
+        return [record for record, named in zip(self.records, self.splits, strict=True) if named == split]
 
     @property
     def kept(self) -> int:
@@ -51,13 +58,17 @@ def run_blocks(source: Source, blocks: Iterable[Block], **options) -> Run:
                 drops.append(row)
             else:
                 by_key.setdefault(row.key, []).append(Row(row.key, json.loads(json.dumps(row.fields)), row.place))
-    records = []
+    records, splits = [], []
     for key in sorted(by_key):
         for made in source.join(key, by_key[key], chosen):
-            (records.append(made.record) if isinstance(made, Made) else drops.append(made))
+            if isinstance(made, Made):
+                records.append(made.record)
+                splits.append(made.split)
+            else:
+                drops.append(made)
     assert len({record.id for record in records}) == len(records)
     assert all(drop.place for drop in drops)
-    return Run(records, drops, read)
+    return Run(records, drops, read, splits)
 
 
 def line_by_line(block: Block) -> Iterator[Block]:
