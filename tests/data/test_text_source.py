@@ -1,0 +1,273 @@
+import gzip
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from hhh_jax.data import prepare, streams
+from hhh_jax.data.source import Drop, Row
+from hhh_jax.data.sources import text
+from hhh_jax.errors import UserError
+
+OPTIONS = dict(text.SOURCE.options)
+
+
+def read(paths, bad_rows="drop", **options):
+    """({id: (text, group, split)}, drops) of some inputs."""
+    paths = [str(path) for path in ([paths] if not isinstance(paths, list) else paths)]
+    options = {**OPTIONS, **options}
+    with streams.journal(bad_rows) as journal:
+        found = [item for block in text.SOURCE.blocks(paths, options) for item in text.SOURCE.read(block, options)]
+    made = {}
+    for row in found:
+        if isinstance(row, Row):
+            (item,) = text.SOURCE.join(row.key, [row], options)
+            assert row.key == item.record.id == row.place
+            made[item.record.id] = item.record.text, item.record.group, item.split
+    return made, [item for item in found if isinstance(item, Drop)] + journal.drops
+
+
+def json_lines(path, *rows):
+    raw = b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
+    if path.suffix == ".gz":
+        raw = gzip.compress(raw)
+    elif path.suffix == ".zst":
+        import zstandard
+
+        raw = zstandard.compress(raw)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(raw)
+    return path
+
+
+PILE = {"text": "A page.\n\nIts end.", "meta": {"pile_set_name": "Pile-CC"}}
+C4 = {"text": "A recipe", "timestamp": "2019-04-25T12:57:54Z", "url": "https://a.org/b"}
+FINEWEB = {"text": "News", "id": "<urn:uuid:1>", "dump": "CC-MAIN-2013-20", "url": "http://c.org", "score": 0.9}
+
+
+@pytest.mark.parametrize("name", ["00.jsonl.zst", "c4.00000-of-01024.json.gz", "a.jsonl", "a.ndjson"])
+def test_json_lines_as_they_are_published(name, tmp_path):
+    path = json_lines(tmp_path / name, PILE, C4, FINEWEB, {"text": "arXiv", "metadata": {"id": 1706}})
+    made, drops = read(path)
+    assert made == {
+        f"{path}:1": (PILE["text"], f"{path}:1", None),
+        f"{path}:2": ("A recipe", "https://a.org/b", None),
+        f"{path}:3": ("News", "http://c.org", None),
+        f"{path}:4": ("arXiv", "1706", None),
+    }
+    assert not drops
+
+
+def test_fields_by_name(tmp_path):
+    path = json_lines(tmp_path / "a.jsonl", {"doc": {"body": "x"}, "site": {"number": 7}, "url": "u"})
+    assert read(path, field="doc.body", group="site.number")[0] == {f"{path}:1": ("x", "7", None)}
+
+
+def test_bad_rows_are_counted_with_their_place(tmp_path):
+    rows = [b'{"text": "caf\xe9"}', b'{"text": "cut', b"[1]", {"no": "text"}, {"text": 5}, {"text": " \n"}, b"",
+            {"text": "\ud800"}, {"text": "x", "url": ["a"]}, {"text": "last"}]  # fmt: skip
+    path = json_lines(tmp_path / "a.jsonl", *rows)
+    made, drops = read(path)
+    assert list(made) == [f"{path}:10"]
+    assert [(drop.place.rpartition(":")[2], drop.reason, drop.bad) for drop in drops] == [
+        ("1", "not UTF-8", True), ("2", "broken JSON", True), ("3", "not a JSON object", True),
+        ("4", "no field text", True), ("5", "text is not text", True), ("6", "empty text", False),
+        ("8", "text has half a surrogate pair", True), ("9", "url is not text", True),
+    ]  # fmt: skip
+
+
+def parquet(path, columns, **kwargs):
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the data extra")
+    from pyarrow import parquet as pq
+
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pyarrow.table(columns), path, **kwargs)
+    return path
+
+
+def test_parquet(tmp_path):
+    n = 2500
+    columns = {"text": [f"Document {i} é" for i in range(n)], "id": list(range(n)), "date": [None] * n}
+    path = parquet(tmp_path / "000_00000.parquet", columns, row_group_size=600, compression="zstd")
+    with streams.journal() as journal:
+        assert len(list(text.SOURCE.blocks([str(path)], OPTIONS))) >= 3
+    assert journal.inputs[str(path)]["bytes"] == path.stat().st_size
+    made, drops = read(path)
+    assert list(made) == [f"{path}:{i + 1}" for i in range(n)]
+    assert made[f"{path}:2500"] == ("Document 2499 é", "2499", None)
+    assert not drops
+
+
+def test_broken_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="needs the data extra")
+    torn = pyarrow.StringArray.from_buffers(3, pyarrow.array([0, 1, 2, 3], pyarrow.int32()).buffers()[1],
+                                            pyarrow.py_buffer(b"a\xffc"))  # fmt: skip
+    path = parquet(tmp_path / "a.parquet", {"text": torn})
+    made, drops = read(path)
+    assert [text for text, _, _ in made.values()] == ["a", "c"]
+    assert [(drop.reason, drop.place) for drop in drops] == [("not UTF-8", f"{path}:2")]
+    path.write_bytes(path.read_bytes()[:-20])
+    assert [drop.reason for drop in read(path)[1]] == ["broken parquet"]
+    with pytest.raises(UserError, match=r"a\.parquet:1 or one of the next: broken parquet"):
+        read(path, bad_rows="error")
+
+
+WIKITEXT = " \n = Bob <unk> = \n \n He acts . \n \n = = Career = = \n \n He acted . \n \n = Du Fu = \n \n Poet . \n"
+
+
+def test_a_text_is_cut_as_asked(tmp_path):
+    path = tmp_path / "test.txt"
+    path.write_text("\ufeff" + WIKITEXT)
+    articles = [text for text, _, _ in read(path, document="^ = [^=].* = $")[0].values()]
+    assert [re.findall(" ([A-Z]\\w+)", article)[0] for article in articles] == ["Bob", "Du"]
+    assert articles[0].startswith("= Bob <unk> =") and articles[0].endswith("He acted .")
+    (whole,) = read(path)[0].values()
+    assert whole == (WIKITEXT.strip(), str(path), "test")
+    lines = read(path, document="line")[0]
+    assert [text for text, _, _ in lines.values()] == [line.strip() for line in WIKITEXT.split("\n") if line.strip()]
+    assert next(iter(lines)) == f"{path}:2"
+    paragraphs = read(path, document="paragraph", group="file")[0]
+    assert [text for text, _, _ in paragraphs.values()] == [t.strip() for t in WIKITEXT.split("\n \n") if t.strip()]
+    assert [place.rpartition(":")[2] for place in paragraphs] == ["2", "4", "6", "8", "10", "12"]
+    assert {group for _, group, _ in paragraphs.values()} == {str(path)}
+
+
+@pytest.mark.parametrize(("document", "size"), [("paragraph", 30), ("paragraph", 7), ("^=", 20), ("^=", 100)])
+def test_blocks_of_documents_do_not_depend_on_size(document, size, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n".join(f"= {i}\nline {'x' * (i % 7)}\n\n  \r\nmore" for i in range(40)))
+    whole = read(path, document=document)
+    blocks = list(text.document_blocks(str(path), text._starts(document), size))
+    assert len(blocks) > 5
+    assert b"".join(block.data for block in blocks) == path.read_bytes()
+    pieces = [piece for block in blocks for piece in text._texts(block, document)]
+    assert [(place, piece.decode()) for place, piece in pieces] == [(p, t) for p, (t, _, _) in whole[0].items()]
+    assert len(pieces) == (80 if document == "paragraph" else 40)
+
+
+@pytest.mark.parametrize("long", ["x" * 5000, "x\n" * 2500])
+def test_an_overlong_document_is_left_out(long, tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "MAX_LINE", 1000)
+    path = tmp_path / "a.txt"
+    path.write_text(f"first\n\n{long}\n\nthird\n\nfourth")
+    with streams.journal("drop") as journal:
+        blocks = list(text.document_blocks(str(path), text._starts("paragraph"), 100))
+    found = [(place.rpartition(":")[2], piece) for block in blocks for place, piece in text._texts(block, "paragraph")]
+    lines = long.count("\n") + 1
+    assert found == [("1", b"first"), (str(lines + 4), b"third"), (str(lines + 6), b"fourth")]
+    assert [drop.reason for drop in journal.drops] == ["document longer than 0 MiB"]
+
+
+def test_books(tmp_path):
+    (tmp_path / "A_Test.md").write_text("# Title: A Test\n\n## Part 1\n\nOne.\n\n## Part 2\n\nTwo.\n")
+    (tmp_path / "Other.md").write_bytes(b"caf\xe9")
+    (tmp_path / "empty.txt").write_text("\n")
+    made, drops = read(tmp_path)
+    book = str(tmp_path / "A_Test.md")
+    assert made == {book: ("# Title: A Test\n\n## Part 1\n\nOne.\n\n## Part 2\n\nTwo.", book, None)}
+    assert [drop.reason for drop in drops] == ["not UTF-8", "empty text"]
+    chapters = read(tmp_path, document="^## ", group="file")[0]
+    assert [text for text, _, _ in chapters.values()] == ["# Title: A Test", "## Part 1\n\nOne.", "## Part 2\n\nTwo."]
+    assert {group for _, group, _ in chapters.values()} == {book}
+
+
+def test_rows_in_a_folder_go_before_texts(tmp_path):
+    path = json_lines(tmp_path / "data" / "a.jsonl", {"text": "x"})
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / "state.json").write_text('{"a":\n1}')
+    assert list(read(tmp_path)[0]) == [f"{path}:1"]
+
+
+SPLITS = {
+    "c4-train.00000-of-01024.json.gz": "train",
+    "c4-validation.00000-of-00008.json.gz": "validation",
+    "val.jsonl.zst": "validation",
+    "wiki.test.tokens": "test",
+    "train-00000-of-00005.parquet": "train",
+    "train/00.jsonl.zst": "train",
+    "valid.txt": "validation",
+    "000_00000.parquet": None,
+    "A Test.txt": None,
+    "contest.txt": None,
+    "acid_test.md": None,
+    "testing/a.txt": None,
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_names_tell_splits(name):
+    assert text.split_of(name) == SPLITS[name]
+
+
+def test_published_splits_stay_and_a_missing_validation_is_cut(tmp_path):
+    train = json_lines(tmp_path / "train.jsonl", *({"text": f"{i}"} for i in range(2000)))
+    test = json_lines(tmp_path / "test.jsonl", {"text": "t"})
+    validation = json_lines(tmp_path / "val.jsonl", {"text": "v"})
+    made = read([train, validation, test])[0]
+    assert Counter(split for _, _, split in made.values()) == {"train": 2000, "validation": 1, "test": 1}
+    assert {split for _, _, split in read(train)[0].values()} == {None}
+    assert {split for _, _, split in read([train, validation, test], names=False)[0].values()} == {None}
+    card = prepare.prepare("text", [str(train), str(test)], tmp_path / "out", workers=1, held_out=0.1)
+    assert card["records"]["test"] == 1
+    assert 140 < card["records"]["validation"] < 260
+    assert (card["read"], card["kept"]) == (2001, 2001)
+
+
+def test_near_duplicates_are_left_out(tmp_path):
+    pytest.importorskip("rensa", reason="needs the data extra")
+    one = " ".join(f"word{i}" for i in range(100))
+    first = json_lines(tmp_path / "a.jsonl", {"text": one}, b"", {"text": "other words here"}, {"text": f"{one} end"})
+    second = json_lines(tmp_path / "b.jsonl", b"{", {"text": one.upper() + "!"}, {"text": one[100:300]})
+    made, drops = read([first, second], dedup=0.8)
+    assert list(made) == [f"{first}:1", f"{first}:3", f"{second}:3"]
+    assert [(drop.reason, drop.place, drop.detail) for drop in drops if not drop.bad] == [
+        ("nearly repeats an earlier document", f"{first}:4", f"{first}:1"),
+        ("nearly repeats an earlier document", f"{second}:2", f"{first}:1"),
+    ]
+    assert [drop.reason for drop in drops if drop.bad] == ["broken JSON"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"document": "chapter"}, "document=chapter: must be file, line, paragraph, or a regular"),
+        ({"document": "^("}, "not a regular expression"),
+        ({"format": "csv"}, "format=csv: must be"),
+        ({"group": "url"}, "text has no fields"),
+        ({"dedup": 2.0}, "dedup=2.0"),
+    ],
+)
+def test_wrong_options(options, message, tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(UserError, match=re.escape(message)):
+        read(tmp_path / "a.txt", **options)
+
+
+def test_names_that_tell_nothing(tmp_path):
+    (tmp_path / "corpus").write_text("a\nb")
+    with pytest.raises(UserError, match="format=jsonl"):
+        read(tmp_path / "corpus")
+    assert len(read(tmp_path / "corpus", format="text", document="line")[0]) == 2
+    with pytest.raises(UserError, match="reads the input twice"):
+        read("-", format="jsonl", dedup=0.8)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="none of its 0 files is text, JSON Lines or parquet"):
+        read(tmp_path / "empty")
+
+
+@pytest.mark.real_data("text/books", "text/wikitext-2/valid.txt", "text/wikitext-2/test.txt")
+def test_published_texts(real_data):
+    made, drops = read(real_data / "text/books")
+    assert (len(made), drops) == (24, [])
+    assert all(text.startswith("# Title: ") for text, _, _ in made.values())
+    made, drops = read([real_data / "text/wikitext-2/valid.txt", real_data / "text/wikitext-2/test.txt"],
+                       document="^ = [^=].* = $")  # fmt: skip
+    assert not drops
+    assert Counter(split for _, _, split in made.values()) == {"validation": 60, "test": 62}  # 60, and two sentences
+
+
+@pytest.mark.real_data("lambada/lambada_test_plain_text.txt")
+def test_published_lines(real_data):
+    made, drops = read(real_data / "lambada/lambada_test_plain_text.txt", document="line")
+    assert (len(made), drops) == (5153, [])
