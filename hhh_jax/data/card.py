@@ -64,8 +64,8 @@ def write_card(directory: Path, facts: dict[str, Any], *, tokenizer: str | Path 
         stats = {"train": SplitStats(TRAIN_SAMPLE, TRAIN_DIGESTS), **stats}
         for batch in folder.batches("train"):
             known.look_at(stats["train"].add(batch, bpe))
-        for split, digests_Nx4 in digests.items():
-            overlap[split], free[split] = known.overlap(digests_Nx4, facts["kind"] == "labels")
+        for split, digests_Nx5 in digests.items():
+            overlap[split], free[split] = known.overlap(digests_Nx5, facts["kind"] == "labels")
     subsets = {split: free_N for split, free_N in free.items() if free_N.any() and not free_N.all()}
     shards = folder.write_subsets(subsets)
     card = facts | {
@@ -87,30 +87,30 @@ class Known:
     """Which digests of the held-out splits occur in train, whose digests pass by."""
 
     def __init__(self, held_out: Sequence[np.ndarray]) -> None:
-        """`held_out`: uint64 [N, 4] a split, as `SplitStats.digests` returns them."""
-        rows_Nx4 = np.concatenate([np.zeros((0, 4), np.uint64), *held_out])
-        self._digests = [np.unique(rows_Nx4[:, columns]) for columns in _COLUMNS]
+        """`held_out`: uint64 [N, 5] a split, as `SplitStats.digests` returns them."""
+        rows_Nx5 = np.concatenate([np.zeros((0, 5), np.uint64), *held_out])
+        self._digests = [np.unique(rows_Nx5[:, columns]) for columns in _COLUMNS]
         self._seen = [np.zeros(len(digests), bool) for digests in self._digests]
 
-    def look_at(self, rows_Nx4: np.ndarray) -> None:
+    def look_at(self, rows_Nx5: np.ndarray) -> None:
         """Take note of some of train's digests."""
         for columns, digests, seen in zip(_COLUMNS, self._digests, self._seen, strict=True):
-            passing = rows_Nx4[:, columns].ravel()
+            passing = rows_Nx5[:, columns].ravel()
             place = np.searchsorted(digests, passing)
             place, passing = place[place < len(digests)], passing[place < len(digests)]
             seen[place[digests[place] == passing]] = True
 
-    def overlap(self, rows_Nx4: np.ndarray, by_group: bool) -> tuple[dict[str, Any], np.ndarray]:
+    def overlap(self, rows_Nx5: np.ndarray, by_group: bool) -> tuple[dict[str, Any], np.ndarray]:
         """How many of a split's items, contexts and groups occur in train; and which records are free of overlap,
         bool [N], by whole groups if `by_group`."""
         items_N, contexts_N, groups_N = (
-            np.isin(rows_Nx4[:, columns], digests[seen]).any(axis=1)
+            np.isin(rows_Nx5[:, columns], digests[seen]).any(axis=1)
             for columns, digests, seen in zip(_COLUMNS, self._digests, self._seen, strict=True)
         )
-        group_N = rows_Nx4[:, GROUP]
+        group_N = rows_Nx5[:, GROUP]
         free_N = ~(np.isin(group_N, group_N[contexts_N]) if by_group else np.asarray(contexts_N))
         counts = {"items": items_N, "contexts": contexts_N, "groups": groups_N, "free": free_N}
-        return {"records": len(rows_Nx4), **{name: int(is_N.sum()) for name, is_N in counts.items()}}, free_N
+        return {"records": len(rows_Nx5), **{name: int(is_N.sum()) for name, is_N in counts.items()}}, free_N
 
 
 _COLUMNS = ([ITEM], [CONTEXT, OTHER], [GROUP])

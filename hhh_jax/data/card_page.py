@@ -116,9 +116,10 @@ def findings(card: Card) -> Iterator[tuple[str, str]]:
         n = counted["digested"]
         if counted["duplicates"]:
             few = "" if n == counted["records"] else f"the first {n:,} of "
+            differ = f"; {counted['contradictions']:,} of these come with different answers"
             yield "repeats", (
                 f"{counted['duplicates']:,} of {few}the {counted['records']:,} {noun} of {split} "
-                f"({_share(counted['duplicates'], n)}) repeat another one (their answers may differ)."
+                f"({_share(counted['duplicates'], n)}) repeat another one{differ * bool(counted['contradictions'])}."
             )
         equal = counted["truncation"].get("equal if cut at the end", 0)
         if equal:
@@ -187,14 +188,15 @@ def _splits(card: Card) -> str:
     rows = []
     for split, counted in card["statistics"].items():
         every = counted["digested"] == counted["records"]
-        note = "" if every else f"groups and repeated items in the first {counted['digested']:,}"
+        note = "" if every else f"groups and repeats in the first {counted['digested']:,}"
         rows.append(
             [split, counted["records"], _size(counted["text_bytes"]), counted["groups"], counted["largest_group"],
-             counted["duplicates"], note]
+             counted["duplicates"], counted["contradictions"], note]
         )  # fmt: skip
-    rows += [[split, n, "", "", "", "", ""] for split, n in card["records"].items() if split not in card["statistics"]]
+    extra = {split: n for split, n in card["records"].items() if split not in card["statistics"]}
+    rows += [[split, n, *[""] * 6] for split, n in extra.items()]
     shards = [[shard["name"], shard["records"], _hash(shard["sha256"])] for shard in card["shards"]]
-    header = ["split", "records", "text", "groups", "largest group", "repeated items", ""]
+    header = ["split", "records", "text", "groups", "largest group", "repeats", "with different answers", ""]
     return (
         "<p>A group is what must not be divided between splits: a question, a post, a page.</p>"
         + _table(header, rows)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAX_TOKENS = 1024  # of a side, context and end-of-context included (paper C.4)
 TOKENIZED = 50_000, 2**26  # records and bytes of text in which tokens are counted
 EDGES = sorted({round(2 ** (k / 3)) for k in range(94)})  # of the bins of histograms, up to two billion tokens
-ITEM, CONTEXT, OTHER, GROUP = range(4)  # columns of digests
+ITEM, ANSWERED, CONTEXT, OTHER, GROUP = range(5)  # columns of digests
 
 
 def texts(record: Record) -> list[tuple[str, str]]:
@@ -37,27 +37,28 @@ def texts(record: Record) -> list[tuple[str, str]]:
             return [("text", record.text)]
 
 
-def digests(record: Record) -> tuple[int, int, int, int]:
-    """64-bit digests of the item without its answer, of its context (twice; of a pair without one, of its two sides),
-    and of its group; the same for texts that differ in white space and case only."""
+def digests(record: Record) -> tuple[int, int, int, int, int]:
+    """64-bit digests of the item without its answer and with it, of its context (twice; of a pair without one, of its
+    two sides), and of its group; the same for texts that differ in white space and case only."""
     group = _digest("group", record.group)
     match record:
         case Pair():
-            sides = sorted((_plain(record.good), _plain(record.bad)))
-            context = _plain(record.context)
-            item = _digest("item", context, *sides)
+            context, good, bad = map(_plain, (record.context, record.good, record.bad))
+            item, answered = _digest("item", context, *sorted((good, bad))), _digest("answered", context, good, bad)
             if not context:
-                return item, _digest("side", sides[0]), _digest("side", sides[1]), group
+                return item, answered, _digest("side", good), _digest("side", bad), group
             whole = _digest("context", context)
         case MultipleChoice():
-            context, options = _plain(record.context), sorted(map(_plain, record.options))
-            item = _digest("item", context, *options)
+            context, options = _plain(record.context), list(map(_plain, record.options))
+            item = _digest("item", context, *sorted(options))
+            answered = _digest("answered", context, options[record.label], *sorted(options))
             whole = _digest("context", context) if context else item
         case GroupedLabel():
             item = whole = _digest("context", _plain(record.context))
+            answered = _digest("answered", _plain(record.context), str(record.label))
         case Document() | Prompt():
-            item = whole = _digest("context", _plain(record.text))
-    return item, whole, whole, group
+            item = answered = whole = _digest("context", _plain(record.text))
+    return item, answered, whole, whole, group
 
 
 def _plain(text: str) -> str:
@@ -77,7 +78,7 @@ class SplitStats:
     """
 
     def __init__(self, sample_size: tuple[int, int], max_digests: int | None = None) -> None:
-        """`max_digests`: the records whose digests are kept, at 32 bytes each; None keeps all."""
+        """`max_digests`: the records whose digests are kept, at 40 bytes each; None keeps all."""
         self.records = self.text_bytes = self.sample_bytes = 0
         self.sample: list[Record] = []
         self._sample_size, self._max_digests = sample_size, max_digests
@@ -90,7 +91,7 @@ class SplitStats:
         self._meta: dict[str, _Meta] = {}
 
     def add(self, batch: Sequence[Record], bpe: tokenizers.Tokenizer) -> np.ndarray:
-        """Count `batch` and return its digests, uint64 [N, 4], columns ITEM, CONTEXT, OTHER, GROUP."""
+        """Count `batch` and return its digests, uint64 [N, 5]: ITEM, ANSWERED, CONTEXT, OTHER, GROUP."""
         fields = [texts(record) for record in batch]
         sizes = [sum(len(text.encode()) for _, text in record) for record in fields]
         self._count_tokens(batch, fields, sizes, bpe)
@@ -101,24 +102,26 @@ class SplitStats:
                 self.sample.append(record)
                 self.sample_bytes += size
             self._tabulate(record)
-        digests_Nx4 = np.array([digests(record) for record in batch], dtype=np.uint64).reshape(-1, 4)
+        digests_Nx5 = np.array([digests(record) for record in batch], dtype=np.uint64).reshape(-1, 5)
         if self._max_digests is None or self._kept < self._max_digests:
-            self._digests.append(digests_Nx4)
+            self._digests.append(digests_Nx5)
             self._kept += len(batch)
-        return digests_Nx4
+        return digests_Nx5
 
     def digests(self) -> np.ndarray:
-        """Those that were kept, uint64 [N, 4]."""
-        return np.concatenate(self._digests) if self._digests else np.zeros((0, 4), np.uint64)
+        """Those that were kept, uint64 [N, 5]."""
+        return np.concatenate(self._digests) if self._digests else np.zeros((0, 5), np.uint64)
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as plain JSON."""
-        items_N, groups_N = (self.digests()[:, column] for column in (ITEM, GROUP))
-        _, sizes_G = np.unique(groups_N, return_counts=True)
+        digests_Nx5 = self.digests()
+        items, answered = (len(np.unique(digests_Nx5[:, column])) for column in (ITEM, ANSWERED))
+        _, sizes_G = np.unique(digests_Nx5[:, GROUP], return_counts=True)
         return {
             "records": self.records,
             "text_bytes": self.text_bytes,
-            "duplicates": len(items_N) - len(np.unique(items_N)),
+            "duplicates": len(digests_Nx5) - items,
+            "contradictions": answered - items,
             "groups": len(sizes_G),
             "largest_group": int(sizes_G.max(initial=0)),
             "digested": self._kept,

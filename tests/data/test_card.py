@@ -86,7 +86,7 @@ def test_counts_of_pairs(tmp_path, bytes_tokenizer):
     stats = made["statistics"]["train"]
     sizes = {name: [len(getattr(pair, name).encode()) for pair in train] for name in ("context", "good", "bad")}
     assert stats["records"] == 6 and stats["text_bytes"] == sum(map(sum, sizes.values()))
-    assert (stats["groups"], stats["largest_group"], stats["duplicates"]) == (5, 2, 1)
+    assert (stats["groups"], stats["largest_group"], stats["duplicates"], stats["contradictions"]) == (5, 2, 1, 1)
     assert stats["truncation"] == {"truncated": 3, "response too long": 1, "equal if cut at the end": 1}
     assert stats["tokens"]["context"] == {
         "texts": 6, "mean": sum(sizes["context"]) / 6, "median": 1, "p90": 1000, "max": 1000, "empty": 1,
@@ -149,7 +149,10 @@ def test_overlap_of_pairs(tmp_path, bytes_tokenizer, seed):
         assert made["records"][f"{split}_no_overlap"] == len(free)
         shard = next(shard for shard in made["shards"] if shard["split"] == f"{split}_no_overlap")
         assert shard["records"] == len(free) and shard["sha256"] == card.sha256(folder / shard["name"])
-        assert made["statistics"][split]["duplicates"] == len(hit) - len(set(map(item, splits[split])))
+        answers = {(plain(pair.context), plain(pair.good), plain(pair.bad)) for pair in splits[split]}
+        distinct = set(map(item, splits[split]))
+        assert made["statistics"][split]["duplicates"] == len(hit) - len(distinct)
+        assert made["statistics"][split]["contradictions"] == len(answers) - len(distinct)
 
 
 def test_labels_stay_or_go_by_group(tmp_path, bytes_tokenizer):
