@@ -7,6 +7,7 @@ from source_runs import run
 
 from hhh_jax.data import sources
 from hhh_jax.data.sources.lambada import CONTEXT_WORDS, FUNCTION_WORDS, TARGET_WORDS
+from hhh_jax.errors import UserError
 
 LAMBADA = sources.load("lambada")
 ORIGINAL = "`` do you see the lamp ? '' he asked . she did n't want to look at the lamp"
@@ -140,6 +141,12 @@ def test_a_novel_that_is_not_utf8_is_dropped(tmp_path):
     path.write_bytes(b"caf\xe9")
     (drop,) = run(LAMBADA, [path]).drops
     assert drop.reason == "not UTF-8" and drop.place == f"{path}: byte 4" and drop.bad
+
+
+@pytest.mark.parametrize("name", ["train-novels.tar", "lambada_control_test_data_plain_text.txt"])
+def test_other_files_are_refused(write, name):
+    with pytest.raises(UserError, match=rf"{name}: not a file of passages or a novel .*; unpack archives first"):
+        run(LAMBADA, [write(name, "Some words.")])
 
 
 @pytest.mark.real_data("lambada/lambada_test.jsonl", "lambada/lambada_test_plain_text.txt")

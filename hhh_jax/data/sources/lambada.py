@@ -45,6 +45,7 @@ from hhh_jax.data.rows import (
 )
 from hhh_jax.data.source import Block, Drop, Options, Row, Source, as_row, one_by_one
 from hhh_jax.data.streams import STDIN, file_blocks, line_blocks, lines
+from hhh_jax.errors import UserError
 
 CONTEXT_WORDS, TARGET_WORDS, LONGEST = 50, 8, 203  # the longest test passage has 203 words
 FUNCTION_WORDS = frozenset(
@@ -74,7 +75,10 @@ _EMPHASIS = re.compile(r"[_*]+")  # of Markdown
 
 
 def blocks(inputs: Sequence[str], options: Options) -> Iterator[Block]:
-    for name in paths(inputs, _known, "a file of passages or a novel (.jsonl, .txt, .md)"):
+    what = "a file of passages or a novel (.jsonl, .txt, .md)"
+    for name in paths(inputs, _known, what):
+        if name != STDIN and not _known(name):
+            raise UserError(f"{name}: not {what}; unpack archives first")
         yield from file_blocks([name]) if _is_novel(name) else line_blocks([name])
 
 
