@@ -43,11 +43,12 @@ from hhh_jax.data.workers import (
     RunAll,
     Settings,
     Tally,
+    batches,
     digest,
     make_unit,
     place_of,
     pool,
-    read_block,
+    read_blocks,
 )
 from hhh_jax.errors import UserError
 
@@ -97,17 +98,15 @@ def prepare(
         raise UserError(f"--workers={workers}: must be positive, or 0 for as many as there are cores")
     if tokenizer and not Path(tokenizer).is_file():
         raise UserError(f"--tokenizer={tokenizer}: no such file")
-    output = Path(output)
+    output = Path(os.path.abspath(output))
     job = Job(settings, bad_rows, output.with_name(output.name + ".partial"))
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         return _check_finished(output, found, job)
-    with shards.write_errors(job.folder):
-        job.folder.mkdir(parents=True, exist_ok=True)
     with _locked(job.folder):
         _begin(job)
         with pool(workers or len(os.sched_getaffinity(0))) as run_all:
-            inputs_read, tally, n_blocks = _read_input(found, job, run_all)
-            tally.add(_join_rows(job, n_blocks, run_all).as_dict())
+            inputs_read, tally, n_batches = _read_input(found, job, run_all)
+            tally.add(_join_rows(job, n_batches, run_all).as_dict())
         if tally.read == tally.dropped.total():
             shards.remove(job.folder)
             raise UserError(_nothing_left(settings.inputs, tally))
@@ -166,7 +165,10 @@ def _convert(where: str, text: Any, wanted: type) -> Any:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with (folder / "lock").open("w") as file:
+    with shards.write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("w")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -181,8 +183,9 @@ def _begin(job: Job) -> None:
         _refuse_difference(job.folder, path, job, "was begun with", f"remove {job.folder} to begin again")
     else:
         shards.write_json(path, dataclasses.asdict(job.settings))
-    for name in ("blocks", "units", "final"):
-        (job.folder / name).mkdir(exist_ok=True)
+    for name in ("rows", "units", "final"):
+        with shards.write_errors(job.folder):
+            (job.folder / name).mkdir(exist_ok=True)
         for pattern in ("*.tmp", "*.partial"):
             for stray in (job.folder / name).glob(pattern):
                 shards.remove(stray)
@@ -231,51 +234,51 @@ def _untouched(names: Iterable[str], read: Iterable[Mapping[str, Any]], since: P
 
 def _read_input(found: Source, job: Job, run_all: RunAll) -> tuple[list[dict[str, Any]], Tally, int]:
     """Has all blocks read. Returns what the journal says of the inputs, the counts of rows so far, and the number of
-    blocks."""
+    batches."""
     path = job.folder / "input.json"
     if path.exists():
         summary = json.loads(path.read_text(encoding="utf-8"))
     if not path.exists() or not _untouched(job.settings.inputs, summary["inputs"], job.folder / "settings.json"):
         with streams.journal(job.bad_rows) as journal:
-            n_blocks = _read_blocks(found, job, run_all, journal)
+            n_batches = _read_batches(found, job, run_all, journal)
         tally = Tally()
         for drop in journal.drops:
             tally.read += 1
             tally.drop(drop)
-        summary = {"inputs": [*journal.inputs.values()], "blocks": n_blocks, "tally": tally.as_dict()}
+        summary = {"inputs": [*journal.inputs.values()], "batches": n_batches, "tally": tally.as_dict()}
         shards.write_json(path, summary)
     tally = Tally()
     tally.add(summary["tally"])
-    for index in range(summary["blocks"]):
-        tally.add(shards.RowsFile(job.block_path(index)).meta["tally"])
+    for index in range(summary["batches"]):
+        tally.add(shards.RowsFile(job.rows_path(index)).meta["tally"])
     tally.refuse_bad(job.bad_rows)
-    return summary["inputs"], tally, summary["blocks"]
+    return summary["inputs"], tally, summary["batches"]
 
 
-def _read_blocks(found: Source, job: Job, run_all: RunAll, journal: streams.Journal) -> int:
-    """Has those blocks of the input read that are not finished; returns the number of all."""
-    n_blocks, place = 0, ", ".join(job.settings.inputs)
+def _read_batches(found: Source, job: Job, run_all: RunAll, journal: streams.Journal) -> int:
+    """Has those batches of blocks read that are not finished; returns the number of all."""
+    n_batches, place = 0, ", ".join(job.settings.inputs)
     changed = f"the input has changed since {job.folder} was begun; remove that to begin again"
     progress = Progress("read", _size(job.settings.inputs))
 
     def calls() -> Iterator[Call]:
-        nonlocal n_blocks, place
+        nonlocal n_batches, place
         with place_of(f"after {place}", job.settings.source):
-            for block in found.blocks(job.settings.inputs, job.options):
-                place = block.place
-                path = job.block_path(n_blocks)
+            for batch in batches(found.blocks(job.settings.inputs, job.options)):
+                place = batch[0].place
+                path = job.rows_path(n_batches)
                 if not path.exists():
-                    yield read_block, job, n_blocks, block
-                elif shards.RowsFile(path).meta["digest"] != digest(block):
+                    yield read_blocks, job, n_batches, batch
+                elif shards.RowsFile(path).meta["digest"] != digest(batch):
                     raise UserError(f"{place}: {changed}")
-                n_blocks += 1
+                n_batches += 1
                 progress.show(journal.raw_bytes)
 
     run_all(calls())
     progress.show(journal.raw_bytes, end=True)
-    if job.block_path(n_blocks).exists():
+    if job.rows_path(n_batches).exists():
         raise UserError(f"{', '.join(job.settings.inputs)}: {changed}")
-    return n_blocks
+    return n_batches
 
 
 def _size(names: Sequence[str]) -> int:
@@ -290,18 +293,18 @@ def _size(names: Sequence[str]) -> int:
     return total
 
 
-def _join_rows(job: Job, n_blocks: int, run_all: RunAll) -> Tally:
+def _join_rows(job: Job, n_batches: int, run_all: RunAll) -> Tally:
     """Has all units made. Returns what was dropped on the way."""
     sizes = [0] * job.settings.partitions
-    for index in range(n_blocks):
-        sizes = [a + b for a, b in zip(sizes, shards.RowsFile(job.block_path(index)).sizes, strict=True)]
+    for index in range(n_batches):
+        sizes = [a + b for a, b in zip(sizes, shards.RowsFile(job.rows_path(index)).sizes, strict=True)]
     units = shards.plan_units(sizes)
     progress = Progress("joined", len(units), unit="units", scale=1)
 
     def calls() -> Iterator[Call]:
         for index, (first, last) in enumerate(units):
             if not job.unit_path(index).exists():
-                yield make_unit, job, index, first, last, n_blocks
+                yield make_unit, job, index, first, last, n_batches
             progress.show(index)
 
     run_all(calls())

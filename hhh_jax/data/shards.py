@@ -1,6 +1,6 @@
 """The files of a preparation: rows by bucket, units of records, and the TFDS folder that they become.
 
-    blocks/000007   the rows of one block of the input, sorted into buckets by a hash of their key
+    rows/000007     the rows of a block of the input, or of some small ones, in buckets by a hash of their key
     units/00002/    the records of some neighboring buckets, an array_record file a split, and meta.json
     final/          the TFDS folder: units as its shards
 
@@ -98,7 +98,7 @@ def _sync(path: Path) -> None:
 
 
 class RowsFile:
-    """The rows of a block: a compressed piece a bucket, a table of their ends and sizes, and `meta`.
+    """The rows of a batch of blocks: a compressed piece a bucket, a table of their ends and sizes, and `meta`.
 
     Attributes:
       meta: as given to `write_rows`.

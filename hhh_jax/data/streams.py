@@ -106,24 +106,23 @@ class Input(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._chunk:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return 0
-            self._chunk = memoryview(chunk)
-        size = min(len(buffer), len(self._chunk))
-        buffer[:size], self._chunk = self._chunk[:size], self._chunk[size:]
-        return size
+        part = self._take(len(buffer))
+        buffer[: len(part)] = part
+        return len(part)
 
     def read_full(self, size: int) -> bytes:
         """`size` bytes, or what is left of the input."""
-        buffer = bytearray(size)
-        view, done = memoryview(buffer), 0
-        while done < size and (more := self.readinto(view[done:])):
-            done += more
-        view.release()
-        del buffer[done:]
-        return bytes(buffer)
+        parts = []
+        while size and (part := self._take(size)):
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def _take(self, size: int) -> memoryview:
+        while not self._chunk and (chunk := next(self._chunks, None)) is not None:
+            self._chunk = memoryview(chunk)
+        part, self._chunk = self._chunk[:size], self._chunk[size:]
+        return part
 
     def close(self) -> None:
         """Also reads what is left of the stored bytes, for their hash, if the data was broken."""

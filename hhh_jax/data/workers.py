@@ -26,6 +26,7 @@ from hhh_jax.errors import UserError
 
 BUCKETS = 1024
 EXAMPLES = 5  # of dropped rows, a reason
+BATCH_BYTES, BATCH_BLOCKS = 2**20, 64  # of a batch of small blocks, as of folders of small files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +65,8 @@ class Job(NamedTuple):
     def options(self) -> dict[str, Any]:
         return {**self.settings.options, "kind": self.settings.kind, "seed": self.settings.seed}
 
-    def block_path(self, index: int) -> Path:
-        return self.folder / "blocks" / f"{index:06}"
+    def rows_path(self, index: int) -> Path:
+        return self.folder / "rows" / f"{index:06}"
 
     def unit_path(self, index: int) -> Path:
         return self.folder / "units" / f"{index:05}"
@@ -150,12 +151,27 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def digest(block: Block) -> str:
-    """SHA-256 (hex) of all that `read` may depend on."""
+def batches(blocks: Iterable[Block]) -> Iterator[list[Block]]:
+    """The blocks in order, small ones put together."""
+    batch: list[Block] = []
+    size = 0
+    for block in blocks:
+        if batch and (size + len(block.data) > BATCH_BYTES or len(batch) == BATCH_BLOCKS):
+            yield batch
+            batch, size = [], 0
+        batch.append(block)
+        size += len(block.data)
+    if batch:
+        yield batch
+
+
+def digest(batch: Iterable[Block]) -> str:
+    """SHA-256 (hex) of all that reading the blocks may depend on."""
     sha = hashlib.sha256()
-    for part in (block.name.encode(), str(block.first).encode(), block.context, block.data):
-        sha.update(len(part).to_bytes(8))
-        sha.update(part)
+    for block in batch:
+        for part in (block.name.encode(), str(block.first).encode(), block.context, block.data):
+            sha.update(len(part).to_bytes(8))
+            sha.update(part)
     return sha.hexdigest()
 
 
@@ -182,31 +198,32 @@ def _pack(item: Row | Drop) -> tuple[bytes, bytes] | Drop:
         return Drop("half a surrogate pair", item.place, bad=True)
 
 
-def read_block(job: Job, index: int, block: Block) -> None:
-    """Writes the rows of a block. Runs in a worker."""
-    tally = Tally()
-    meta: dict[str, Any] = {"digest": digest(block)}
+def read_blocks(job: Job, index: int, batch: list[Block]) -> None:
+    """Writes the rows of a batch of blocks. Runs in a worker."""
+    source, tally = _source(job.settings.source), Tally()
+    meta: dict[str, Any] = {"digest": digest(batch)}
 
     def rows() -> Iterator[tuple[bytes, bytes]]:
-        with place_of(block.place, job.settings.source):
-            for item in _source(job.settings.source).read(block, job.options):
-                tally.read += 1
-                packed = _pack(item)
-                if isinstance(packed, Drop):
-                    tally.drop(packed)
-                    tally.refuse_bad(job.bad_rows)
-                else:
-                    yield packed
+        for block in batch:
+            with place_of(block.place, job.settings.source):
+                for item in source.read(block, job.options):
+                    tally.read += 1
+                    packed = _pack(item)
+                    if isinstance(packed, Drop):
+                        tally.drop(packed)
+                        tally.refuse_bad(job.bad_rows)
+                    else:
+                        yield packed
         meta["tally"] = tally.as_dict()
 
-    shards.write_rows(job.block_path(index), rows(), job.settings.partitions, meta)
+    shards.write_rows(job.rows_path(index), rows(), job.settings.partitions, meta)
 
 
-def make_unit(job: Job, index: int, first: int, last: int, n_blocks: int) -> None:
+def make_unit(job: Job, index: int, first: int, last: int, n_batches: int) -> None:
     """Writes the records of the buckets from `first` up to but not including `last`. Runs in a worker."""
     groups: dict[bytes, list[bytes]] = {}
-    for block in range(n_blocks):
-        for key, rest in shards.RowsFile(job.block_path(block)).rows(first, last):
+    for batch in range(n_batches):
+        for key, rest in shards.RowsFile(job.rows_path(batch)).rows(first, last):
             groups.setdefault(key, []).append(rest)
     source, tally = _source(job.settings.source), Tally()
     records: dict[str, tuple[bytes, str, bytes]] = {}

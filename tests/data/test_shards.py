@@ -56,11 +56,11 @@ def test_half_a_surrogate_pair_is_not_packed():
 
 
 def test_damaged_rows(tmp_path):
-    path = tmp_path / "x.partial" / "blocks" / "000000"
+    path = tmp_path / "x.partial" / "rows" / "000000"
     path.parent.mkdir(parents=True)
     shards.write_rows(path, [], 4, {})
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(UserError, match=r"x\.partial/blocks/000000: damaged; remove the folder .*x\.partial to begin"):
+    with pytest.raises(UserError, match=r"x\.partial/rows/000000: damaged; remove the folder .*x\.partial to begin"):
         shards.RowsFile(path)
 
 

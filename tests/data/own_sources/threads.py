@@ -15,7 +15,7 @@ def blocks(inputs: Sequence[str], options: Options) -> Iterator[Block]:
 
 
 def read(block: Block, options: Options) -> Iterator[Row | Drop]:
-    time.sleep(options["slow"])
+    time.sleep(options["slow"] / 64)
     for place, line in streams.lines(block):
         try:
             fields = json.loads(line)
@@ -47,6 +47,6 @@ SOURCE = Source(
     blocks=blocks,
     read=read,
     join=join,
-    options={"block_bytes": 4096, "slow": 0.0, "lose": False},
+    options={"block_bytes": 64, "slow": 0.0, "lose": False},
     held_out=0.1,
 )
