@@ -55,7 +55,7 @@ class Row:
 class Drop:
     """A row that no record uses. Reasons are counted and few; `detail` is shown for the first ones of each reason.
 
-    `bad` tells damage (broken XML, a missing field), which ``--bad_rows=error`` refuses, from what is merely not wanted.
+    `bad` tells damage (broken XML, a missing field), which ``--bad_rows=error`` refuses, from what is just not wanted.
     """
 
     reason: str
@@ -81,7 +81,8 @@ def as_row(record: Record, split: str | None, place: str) -> Row:
 def one_by_one(key: str, rows: Sequence[Row], options: Options) -> Iterator[Made]:
     """The `join` that makes a record of each row of `as_row`."""
     for row in rows:
-        fields = {name: tuple(v) if isinstance(v, list) else v for name, v in row.fields["record"].items()}
+        record = row.fields["record"]
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in record.items()}
         yield Made(_TYPES[row.fields["type"]](**fields), row.fields["split"])
 
 
