@@ -108,11 +108,28 @@ def split_of(path: str) -> str | None:
     return None
 
 
+def plan_splits(named: Sequence[str | None]) -> list[str | None]:
+    """What `split_of_group` needs of files whose names tell these splits: where there is no validation split, one is
+    cut from train, and a test split as well where there is none."""
+    if "validation" in named:
+        return list(named)
+    cut = "train, to cut" if "test" in named else None
+    return [cut if split == "train" else split for split in named]
+
+
+def split_of_group(planned: str | None, group: str) -> str | None:
+    """The split of a record; None leaves it to a hash of the group, as `prepare` cuts splits.
+
+    That hash has validation on one side and test on the other: only the first is cut from train where there is a test.
+    """
+    if planned != "train, to cut":
+        return planned
+    return None if shards.fraction(f"split {group}") < 0.5 else "train"
+
+
 def _blocks(paths: Sequence[tuple[str, str]], options: Options) -> Iterator[Block]:
-    splits = [split_of(path) if options["names"] else None for path, _ in paths]
+    splits = plan_splits([split_of(path) if options["names"] else None for path, _ in paths])
     for (path, form), split in zip(paths, splits, strict=True):
-        if split == "train" and "validation" not in splits:
-            split = "train, to cut" if "test" in splits else None
         context = {"format": _TEXT if form == _TEXT else _ROWS, "split": split}
         for block in _file_blocks(path, form, options["document"]):
             yield dataclasses.replace(block, context=json.dumps(context).encode())
@@ -287,17 +304,7 @@ def read(block: Block, options: Options) -> Iterator[Row | Drop]:
             yield Drop("nearly repeats an earlier document", place, repeats[number])
         else:
             # Rows of a group need not meet, and it can be large.
-            yield dataclasses.replace(as_row(found, _split(context["split"], found.group), place), key=found.id)
-
-
-def _split(named: str | None, group: str) -> str | None:
-    """The split of a document; None leaves it to a hash of the group, as `prepare` cuts splits.
-
-    Where only a test split is published, that cuts a validation split: from its side of the hash.
-    """
-    if named != "train, to cut":
-        return named
-    return None if shards.fraction(f"split {group}") < 0.5 else "train"
+            yield dataclasses.replace(as_row(found, split_of_group(context["split"], found.group), place), key=found.id)
 
 
 def _repeats(paths: Sequence[tuple[str, str]], options: Options) -> Iterator[list[tuple[int, str]]]:
