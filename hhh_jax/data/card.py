@@ -5,8 +5,8 @@ records says so; shards are shuffled, so the first records are a fair sample.
 
 Two texts are the same here if they are after white space and case are normalized. A held-out record *overlaps* if its
 context occurs in train, or, of a pair without context, one of its sides; documents, labels and prompts are context as a
-whole. Where a held-out split overlaps, the records that don't are written beside it as SPLIT_no_overlap; labels stay or
-go by whole groups, because groups are scored as one.
+whole. Where a held-out split overlaps, the groups none of whose records do are written beside it as SPLIT_no_overlap: a
+group is the unit of splitting, and some sets score it as one.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def write_card(directory: Path, facts: dict[str, Any], *, tokenizer: str | Path 
         for batch in folder.batches("train"):
             known.look_at(stats["train"].add(batch, bpe))
         for split, digests_Nx5 in digests.items():
-            overlap[split], free[split] = known.overlap(digests_Nx5, facts["kind"] == "labels")
+            overlap[split], free[split] = known.overlap(digests_Nx5)
     subsets = {split: free_N for split, free_N in free.items() if free_N.any() and not free_N.all()}
     shards = folder.write_subsets(subsets)
     card = facts | {
@@ -100,15 +100,15 @@ class Known:
             place, passing = place[place < len(digests)], passing[place < len(digests)]
             seen[place[digests[place] == passing]] = True
 
-    def overlap(self, rows_Nx5: np.ndarray, by_group: bool) -> tuple[dict[str, Any], np.ndarray]:
-        """How many of a split's items, contexts and groups occur in train; and which records are free of overlap,
-        bool [N], by whole groups if `by_group`."""
+    def overlap(self, rows_Nx5: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+        """How many of a split's records have their item, context or group in train, and are in a group free of
+        overlap; and which these are, bool [N]."""
         items_N, contexts_N, groups_N = (
             np.isin(rows_Nx5[:, columns], digests[seen]).any(axis=1)
             for columns, digests, seen in zip(_COLUMNS, self._digests, self._seen, strict=True)
         )
         group_N = rows_Nx5[:, GROUP]
-        free_N = ~(np.isin(group_N, group_N[contexts_N]) if by_group else np.asarray(contexts_N))
+        free_N = ~np.isin(group_N, group_N[contexts_N])
         counts = {"items": items_N, "contexts": contexts_N, "groups": groups_N, "free": free_N}
         return {"records": len(rows_Nx5), **{name: int(is_N.sum()) for name, is_N in counts.items()}}, free_N
 
@@ -219,6 +219,7 @@ def _predictors(stats: dict[str, SplitStats], free: dict[str, np.ndarray], kind:
         return {}
     scores = predictors.held_out_scores(train, [record for split in held_out for record in stats[split].sample], seed)
     end = np.cumsum([len(stats[split].sample) for split in held_out])
+    scored_by_group = kind == "labels" or "majority" in scores  # pairs of the same two labels throughout
     accuracy: dict[str, Any] = {}
     group_accuracy: dict[str, Any] = {}
     for split, stop in zip(held_out, end, strict=True):
@@ -232,7 +233,7 @@ def _predictors(stats: dict[str, SplitStats], free: dict[str, np.ndarray], kind:
             own = {name: score_I[stop - len(sample) : stop][mask_I] for name, score_I in scores.items()}
             accuracy[part] = {name: predictors.accuracy(score_I) for name, score_I in own.items()}
             groups = [record.group for record, chosen in zip(sample, mask_I, strict=True) if chosen]
-            if kind == "labels" and len(sample) == stats[split].records and len(set(groups)) < len(groups):
+            if scored_by_group and len(sample) == stats[split].records and len(set(groups)) < len(groups):
                 group_accuracy[part] = {
                     name: predictors.accuracy(predictors.by_group(score_I, groups)) for name, score_I in own.items()
                 }

@@ -51,7 +51,7 @@ OVERLAP = {
     "items": "the same item",
     "contexts": "the same context (without context: a side)",
     "groups": "the same group",
-    "free": "free of overlap",
+    "free": "in a group without overlap",
 }
 KIND_NAMES = {
     "pairs": "pairs", "documents": "documents", "choices": "questions with options", "labels": "labeled statements",
@@ -102,7 +102,7 @@ def findings(card: Card) -> Iterator[tuple[str, str]]:
         n = found["records"]
         if found["contexts"]:
             rest = (
-                f"The {found['free']:,} that are free of overlap are the split {split}_no_overlap."
+                f"The {found['free']:,} whose groups are free of overlap are the split {split}_no_overlap."
                 if found["free"]
                 else "None is free of overlap."
             )
@@ -327,8 +327,8 @@ def _overlap(card: Card) -> str:
     ]
     return (
         "<h2>Held-out records that train has too</h2>"
-        "<p>Exact matches after white space and case are normalized. Where a split overlaps, its records that don’t "
-        "are a split of their own, beside the official one.</p>" + _table(["in train", *names], rows)
+        "<p>Exact matches after white space and case are normalized. Where a split overlaps, its groups that don’t are "
+        "a split of their own, beside the official one.</p>" + _table(["in train", *names], rows)
     )
 
 
