@@ -65,7 +65,7 @@ def _pair(row: dict[str, Any]) -> tuple[Pair, str]:
     if len(row["summaries"]) != 2:
         raise Skip("not two summaries")
     good = index(row, 2, "choice")
-    if isinstance(info, dict) and "article" in info:
+    if isinstance(info, dict) and info.get("article") is not None:
         source = text(info, "article").strip()
         context = f"Article:\n\n{source}\n\nTL;DR:"
     else:
