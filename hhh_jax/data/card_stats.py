@@ -74,12 +74,12 @@ class SplitStats:
 
     Attributes:
       records, text_bytes: of all that were added.
-      sample: the first of them, as many as `sample_size` (records, bytes of text) allows.
+      sample: the first of them, up to `sample_size` (records, bytes of text).
     """
 
     def __init__(self, sample_size: tuple[int, int], max_digests: int | None = None) -> None:
         """`max_digests`: the records whose digests are kept, at 40 bytes each; None keeps all."""
-        self.records = self.text_bytes = self.sample_bytes = 0
+        self.records = self.text_bytes = self._sample_bytes = 0
         self.sample: list[Record] = []
         self._sample_size, self._max_digests = sample_size, max_digests
         self._digests: list[np.ndarray] = []
@@ -98,9 +98,9 @@ class SplitStats:
         for record, size in zip(batch, sizes, strict=True):
             self.records += 1
             self.text_bytes += size
-            if len(self.sample) < self._sample_size[0] and self.sample_bytes + size <= self._sample_size[1]:
+            if len(self.sample) < self._sample_size[0] and self._sample_bytes < self._sample_size[1]:
                 self.sample.append(record)
-                self.sample_bytes += size
+                self._sample_bytes += size
             self._tabulate(record)
         digests_Nx5 = np.array([digests(record) for record in batch], dtype=np.uint64).reshape(-1, 5)
         if self._max_digests is None or self._kept < self._max_digests:

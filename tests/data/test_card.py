@@ -290,6 +290,16 @@ def test_tokens_of_a_part_only(tmp_path, bytes_tokenizer, monkeypatch):
     assert "Counted in the first records only: 150 of train." in (folder / "card.html").read_text()
 
 
+def test_sample_is_the_first_records(bytes_tokenizer):
+    import tokenizers
+
+    stats = card_stats.SplitStats((100, 20))
+    documents = [Document(str(i), "x" * size, "") for i, size in enumerate((5, 14, 100, 1, 1))]
+    for document in documents:
+        stats.add([document], tokenizers.Tokenizer.from_file(str(bytes_tokenizer)))
+    assert stats.sample == documents[:3] and stats.records == 5
+
+
 def test_prompts_and_their_meta(tmp_path, bytes_tokenizer):
     prompts = [
         Prompt(str(i), f"prompt {i % 8}", "", {"toxicity": i / 10 if i else None, "target": "word", "last": i == 9})
