@@ -47,7 +47,7 @@ def save(path, **splits):
 def test_pairs_by_columns(tmp_path):
     path = save(tmp_path / "a", train=rows(3), validation=rows(1), test_prefs=rows(2))
     made, drops, journal = read(path, context="question", group="id")
-    assert made[f"{path}/train:2"] == (hub.Pair(f"{path}/train:2", "q1", "g1", "b1", "1"), "train")
+    assert made["a/train:2"] == (hub.Pair("a/train:2", "q1", "g1", "b1", "1"), "train")
     assert [split for _, split in made.values()] == ["train"] * 3 + ["validation"] + ["test"] * 2
     assert not drops
     assert journal.inputs[str(path)]["bytes"] > 0
@@ -72,7 +72,7 @@ def test_documents_and_nested_columns(tmp_path):
     columns = {"chosen": chosen, "meta": {"url": "u"}}
     path = save(tmp_path / "a", train=rows(2, **columns), test=rows(1, **columns))
     made, _, _ = read(path, kind="documents", text="chosen.1.content", group="meta.url")
-    assert made[f"{path}/test:1"] == (hub.Document(f"{path}/test:1", "A", "u"), "test")
+    assert made["a/test:1"] == (hub.Document("a/test:1", "A", "u"), "test")
     assert len(made) == 3
 
 

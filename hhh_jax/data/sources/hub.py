@@ -29,7 +29,7 @@ from typing import Any
 from hhh_jax.data import rows, streams
 from hhh_jax.data.records import Document, Pair
 from hhh_jax.data.source import Block, Drop, Options, Row, Source, as_row, one_by_one
-from hhh_jax.data.sources.text import label, plan_splits, split_of_group
+from hhh_jax.data.sources.text import distinct, label, plan_splits, split_of_group
 from hhh_jax.errors import UserError
 
 _BATCH = 1000  # rows
@@ -38,8 +38,10 @@ _TFDS = "tfds:"
 
 
 def blocks(inputs: Sequence[str], options: Options) -> Iterator[Block]:
-    """Rows as JSON Lines, with the columns that are needed; `context` is the split as JSON; `first` counts rows."""
-    for name in inputs:
+    """Rows as JSON Lines, with the columns that are needed; `context` is JSON: what ids begin with, and the split;
+    `first` counts rows."""
+    short = distinct([Path(name).name if Path(name).exists() else name for name in inputs], inputs)
+    for name, short_name in zip(inputs, short, strict=True):
         splits = _load(name, options)
         wanted = options["splits"].split(",") if options["splits"] else list(splits)
         for split in wanted:
@@ -57,7 +59,8 @@ def blocks(inputs: Sequence[str], options: Options) -> Iterator[Block]:
             for block in _split_blocks(name, split, splits[split], options):
                 digest.update(block.data)
                 size += len(block.data)
-                yield dataclasses.replace(block, context=json.dumps(planned).encode())
+                context = {"name": f"{short_name}/{split}", "split": planned}
+                yield dataclasses.replace(block, context=json.dumps(context).encode())
         streams.note_input(name, size, digest.hexdigest())
 
 
@@ -166,10 +169,10 @@ def _import_legacy(name: str) -> None:
 
 def read(block: Block, options: Options) -> Iterator[Row | Drop]:
     """Rows that are pairs or documents."""
-    planned = json.loads(block.context)
+    context = json.loads(block.context)
 
     def convert(row: dict[str, Any], place: str) -> Row:
-        texts = {}
+        name, texts = context["name"] + place[len(block.name) :], {}
         for field in _COLUMNS[options["kind"]]:
             path = [int(part) if part.isdecimal() else part for part in options[field].split(".")]
             texts[field] = rows.text(row, *path) if options[field] else ""
@@ -179,12 +182,12 @@ def read(block: Block, options: Options) -> Iterator[Row | Drop]:
         if options["kind"] == "pairs":
             if texts["good"] == texts["bad"]:
                 raise rows.Skip("both sides are equal", bad=False)
-            shared = f"context {rows.digest(texts['context'])}" if texts["context"].strip() else place
-            record = Pair(place, **texts, group=label(row, options["group"]) if options["group"] else shared)
+            shared = f"context {rows.digest(texts['context'])}" if texts["context"].strip() else name
+            record = Pair(name, **texts, group=label(row, options["group"]) if options["group"] else shared)
         else:
-            record = Document(place, **texts, group=label(row, options["group"]) if options["group"] else place)
+            record = Document(name, **texts, group=label(row, options["group"]) if options["group"] else name)
         # Rows of a group need not meet, and it can be large.
-        return dataclasses.replace(as_row(record, split_of_group(planned, record.group), place), key=place)
+        return dataclasses.replace(as_row(record, split_of_group(context["split"], record.group), place), key=name)
 
     return rows.each(rows.json_lines(block), convert)
 

@@ -22,10 +22,11 @@ import itertools
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from hhh_jax.data import rows, shards, streams
 from hhh_jax.data.near_duplicates import Finder, Lines
@@ -42,36 +43,51 @@ _META = ("meta", "metadata")
 
 
 def blocks(inputs: Sequence[str], options: Options) -> Iterator[Block]:
-    """Whole documents; `context` is JSON: the format, the split that the name tells and, with dedup, which of the
-    block's documents are repetitions of what."""
-    paths = _paths(inputs, options)
+    """Whole documents; `context` is JSON: the format, the file's short name, the split that it tells and, with dedup,
+    which of the block's documents repeat what."""
+    files = _files(inputs, options)
     if not options["dedup"]:
-        yield from _blocks(paths, options)
+        yield from _blocks(files, options)
         return
     if streams.STDIN in inputs:
         raise UserError("dedup reads the input twice, which standard input can't be; give files")
-    repeats = _repeats(paths, options)
-    for block in _blocks(paths, options):
+    repeats = _repeats(files, options)
+    for block in _blocks(files, options):
         context = json.loads(block.context) | {"repeats": next(repeats)}
         yield dataclasses.replace(block, context=json.dumps(context).encode())
 
 
-def _paths(inputs: Sequence[str], options: Options) -> list[tuple[str, str]]:
-    """(path, format) of all files. Raises UserError where a name doesn't tell the format."""
+class _File(NamedTuple):
+    path: str
+    form: str
+    name: str  # within the inputs: the same wherever they lie
+
+
+def _files(inputs: Sequence[str], options: Options) -> list[_File]:
+    """Raises UserError for wrong options, and where a name doesn't tell the format."""
     if options["format"] not in ("", _ROWS, _TEXT, _PARQUET):
         raise UserError(f"--option=format={options['format']}: must be {_ROWS}, {_TEXT} or {_PARQUET}")
     if options["document"] not in ("file", "line"):
         _starts(options["document"])
-    found = []
+    found, names = [], []
     for name in inputs:
         try:
             paths = rows.paths([name], _has_rows, "")
         except UserError:
             paths = rows.paths([name], _is_text, "text, JSON Lines or parquet")
-        found += [(path, options["format"] or _format(path)) for path in paths]
-    if options["group"] not in ("", "file") and any(form == _TEXT for _, form in found):
+        found += paths
+        names += [Path(path).relative_to(name).as_posix() if path != name else Path(path).name for path in paths]
+    names = distinct(names, found)
+    files = [_File(p, options["format"] or _format(p), name) for p, name in zip(found, names, strict=True)]
+    if options["group"] not in ("", "file") and any(file.form == _TEXT for file in files):
         raise UserError(f"--option=group={options['group']}: text has no fields; it can be file, or empty")
-    return found
+    return files
+
+
+def distinct(short: Sequence[str], full: Sequence[str]) -> list[str]:
+    """The short names; the full ones for those that several have."""
+    counts = Counter(short)
+    return [name if counts[name] == 1 else whole for name, whole in zip(short, full, strict=True)]
 
 
 def _bare(name: str) -> str:
@@ -127,11 +143,11 @@ def split_of_group(planned: str | None, group: str) -> str | None:
     return None if shards.fraction(f"split {group}") < 0.5 else "train"
 
 
-def _blocks(paths: Sequence[tuple[str, str]], options: Options) -> Iterator[Block]:
-    splits = plan_splits([split_of(path) if options["names"] else None for path, _ in paths])
-    for (path, form), split in zip(paths, splits, strict=True):
-        context = {"format": _TEXT if form == _TEXT else _ROWS, "split": split}
-        for block in _file_blocks(path, form, options["document"]):
+def _blocks(files: Sequence[_File], options: Options) -> Iterator[Block]:
+    splits = plan_splits([split_of(file.path) if options["names"] else None for file in files])
+    for file, split in zip(files, splits, strict=True):
+        context = {"format": _TEXT if file.form == _TEXT else _ROWS, "name": file.name, "split": split}
+        for block in _file_blocks(file.path, file.form, options["document"]):
             yield dataclasses.replace(block, context=json.dumps(context).encode())
 
 
@@ -228,13 +244,16 @@ Found = tuple[str, Document | rows.Skip]
 
 def _documents(block: Block, options: Options) -> Iterator[Found]:
     """(place, document) of every row of a block, or why it is none."""
-    if json.loads(block.context)["format"] == _ROWS:
+    context = json.loads(block.context)
+    file, skip = context["name"], len(block.name)
+    if context["format"] == _ROWS:
         items = rows.json_lines(block)
-        return ((place, _of_row(item, place, options)) for place, item in items)
-    return ((place, _of_text(text, place, block.name, options)) for place, text in _texts(block, options["document"]))
+        return ((place, _of_row(item, file + place[skip:], options)) for place, item in items)
+    texts = _texts(block, options["document"])
+    return ((place, _of_text(text, file + place[skip:], file, options)) for place, text in texts)
 
 
-def _of_row(row: dict[str, Any] | rows.Skip, place: str, options: Options) -> Document | rows.Skip:
+def _of_row(row: dict[str, Any] | rows.Skip, name: str, options: Options) -> Document | rows.Skip:
     if isinstance(row, rows.Skip):
         return row
     try:
@@ -242,7 +261,7 @@ def _of_row(row: dict[str, Any] | rows.Skip, place: str, options: Options) -> Do
         group = _group(row, options["group"])
     except rows.Skip as skip:
         return skip
-    return Document(place, text, place if group is None else group) if text.strip() else _EMPTY
+    return Document(name, text, name if group is None else group) if text.strip() else _EMPTY
 
 
 def _group(row: dict[str, Any], field: str) -> str | None:
@@ -283,9 +302,10 @@ def _texts(block: Block, document: str) -> Iterator[tuple[str, bytes]]:
         line += text.count(b"\n")
 
 
-def _of_text(text: bytes, place: str, name: str, options: Options) -> Document | rows.Skip:
+def _of_text(raw: bytes, name: str, file: str, options: Options) -> Document | rows.Skip:
     try:
-        return Document(place, text.decode(), name if options["group"] else place) if text else _EMPTY
+        text = raw.decode().replace("\r\n", "\n")
+        return Document(name, text, file if options["group"] else name) if text else _EMPTY
     except UnicodeDecodeError as error:
         return rows.Skip("not UTF-8", f"byte {error.start + 1} of the document")
 
@@ -307,12 +327,12 @@ def read(block: Block, options: Options) -> Iterator[Row | Drop]:
             yield dataclasses.replace(as_row(found, split_of_group(context["split"], found.group), place), key=found.id)
 
 
-def _repeats(paths: Sequence[tuple[str, str]], options: Options) -> Iterator[list[tuple[int, str]]]:
+def _repeats(files: Sequence[_File], options: Options) -> Iterator[list[tuple[int, str]]]:
     """For every block (number of a document in it, place of what it repeats); reads all of them first."""
     with Finder(options["dedup"]) as finder, contextlib.closing(Lines()) as places:
         numbers: list[array.array[int]] = []  # of a block's documents that aren't skipped
         with streams.journal(streams.current_journal().bad_rows):
-            for block in _blocks(paths, options):
+            for block in _blocks(files, options):
                 numbered = [(n, p, d) for n, (p, d) in enumerate(_documents(block, options)) if isinstance(d, Document)]
                 numbers.append(array.array("I", [number for number, _, _ in numbered]))
                 finder.add([document.text for _, _, document in numbered])
