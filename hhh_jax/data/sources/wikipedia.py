@@ -12,6 +12,7 @@ it hides is not one of ours. A dump with a DOCTYPE, which could define entities,
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import io
 import itertools
@@ -290,7 +291,8 @@ def _section_rows(
         else:
             context = f"PAGE TITLE: {title}\nSECTION TITLE: {heading}\nSECTION BODY: "
             name = f"{page_id}/{revision_id}/{list(sections[1]).index(key)}"
-            yield as_row(Pair(name, context, good, bad, title), None, place)
+            row = as_row(Pair(name, context, good, bad, title), None, place)
+            yield dataclasses.replace(row, key=name)  # rows of a page need not meet, and there can be many
 
 
 SOURCE = Source(
