@@ -27,7 +27,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +259,7 @@ def _read_batches(found: Source, job: Job, run_all: RunAll, journal: streams.Jou
     """Has those batches of blocks read that are not finished; returns the number of all."""
     n_batches, place = 0, ", ".join(job.settings.inputs)
     changed = f"the input has changed since {job.folder} was begun; remove that to begin again"
-    progress = Progress("read", _size(job.settings.inputs))
+    progress = Progress("read", _size(job.settings.inputs), _bytes)
 
     def calls() -> Iterator[Call]:
         nonlocal n_batches, place
@@ -299,7 +299,7 @@ def _join_rows(job: Job, n_batches: int, run_all: RunAll) -> Tally:
     for index in range(n_batches):
         sizes = [a + b for a, b in zip(sizes, shards.RowsFile(job.rows_path(index)).sizes, strict=True)]
     units = shards.plan_units(sizes)
-    progress = Progress("joined", len(units), unit="units", scale=1)
+    progress = Progress("joined", len(units), lambda n: f"{n:,.3g} units")
 
     def calls() -> Iterator[Call]:
         for index, (first, last) in enumerate(units):
@@ -354,8 +354,8 @@ def _finish(
 class Progress:
     """A line on standard error that says how far the work is: kept up to date on a terminal, else now and then."""
 
-    def __init__(self, verb: str, total: int, unit: str = "MB", scale: int = 10**6) -> None:
-        self._verb, self._total, self._unit, self._scale = verb, total, unit, scale
+    def __init__(self, verb: str, total: int, amount: Callable[[float], str]) -> None:
+        self._verb, self._total, self._amount = verb, total, amount
         self._terminal = sys.stderr.isatty()
         self._begun = self._shown = time.monotonic()
 
@@ -364,15 +364,17 @@ class Progress:
         now = time.monotonic()
         if now - self._shown < (0.2 if self._terminal else 10) and not end:
             return
-        self._shown, passed = now, now - self._begun
-        digits = 1 if self._scale > 1 else 0
-        sizes = [f"{n / self._scale:,.{digits}f}" for n in (done, self._total)[: 2 if self._total else 1]]
-        speed = done / self._scale / max(passed, 0.1)
-        line = f"{self._verb} {' of '.join(sizes)} {self._unit}, {speed:,.1f}/s"
+        self._shown, passed = now, max(now - self._begun, 0.1)
+        of = f" of {self._amount(self._total)}" if self._total else ""
+        line = f"{self._verb} {self._amount(done)}{of}, {self._amount(done / passed)}/s"
         if self._total and done and not end:
             line += f", {time.strftime('%H:%M:%S', time.gmtime(passed / done * (self._total - done)))} left"
         start, stop = ("\r", "\x1b[K") if self._terminal else ("", "\n")
         print(f"{start}{line}", end="\n" if end else stop, file=sys.stderr, flush=True)
+
+
+def _bytes(n: float) -> str:
+    return f"{n / 1e6:,.1f} MB" if n >= 1e6 else f"{n / 1e3:,.1f} kB"
 
 
 def _nothing_left(inputs: Sequence[str], tally: Tally) -> str:
