@@ -299,7 +299,7 @@ def _join_rows(job: Job, n_batches: int, run_all: RunAll) -> Tally:
     for index in range(n_batches):
         sizes = [a + b for a, b in zip(sizes, shards.RowsFile(job.rows_path(index)).sizes, strict=True)]
     units = shards.plan_units(sizes)
-    progress = Progress("joined", len(units), lambda n: f"{n:,.3g} units")
+    progress = Progress("joined", len(units), lambda n: f"{round(n, 1):,} units")
 
     def calls() -> Iterator[Call]:
         for index, (first, last) in enumerate(units):
