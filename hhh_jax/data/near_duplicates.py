@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import array
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from hhh_jax.errors import UserError
 SIZE = 128  # numbers of a signature; their share that agrees estimates similarity within 0.04 (one sigma)
 WORDS = 5
 _SEED = 1
-_PIECE = 2**20  # bytes of a text hashed at a time
+_BATCH = 2**19  # bytes of text hashed at a time
 _SLICE = 8_000_000  # keys sorted at a time
 _ROWS = 2**16  # signatures read at a time
 _RECALL = 0.99
@@ -51,13 +51,26 @@ class Finder:
 
     def add(self, texts: Iterable[str]) -> None:
         """Adds the signatures of some texts, UTF-8 within."""
-        sets = [shingles(text.encode()) for text in texts]
-        ends = np.cumsum([0, *map(len, sets)], dtype=np.uint64)
-        if len(sets):
-            flat = np.concatenate(sets)
-            matrix = self._minhash.digest_matrix_from_flat_token_hashes(flat, ends, SIZE, _SEED)
-            self._file.write(np.array(matrix.to_rows(), np.uint32).tobytes())
-            self._n += len(sets)
+        batch: list[bytes] = []
+        size = 0
+        for text in map(str.encode, texts):
+            if size + len(text) > _BATCH and batch:
+                self._sign(*shingles(batch))
+                batch, size = [], 0
+            if len(text) > _BATCH:  # hashed in pieces
+                pieces = [shingles([text[start : start + _BATCH]])[0] for start in range(0, len(text), _BATCH)]
+                self._sign(np.concatenate(pieces), np.array([sum(map(len, pieces))]))
+            else:
+                batch.append(text)
+                size += len(text)
+        if batch:
+            self._sign(*shingles(batch))
+
+    def _sign(self, hashes_S: np.ndarray, ends_T: np.ndarray) -> None:
+        offsets = np.concatenate([[0], ends_T]).astype(np.uint64)
+        matrix = self._minhash.digest_matrix_from_flat_token_hashes(hashes_S, offsets, SIZE, _SEED)
+        self._file.write(np.array(matrix.to_rows(), np.uint32).tobytes())
+        self._n += len(ends_T)
 
     def earlier(self) -> np.ndarray:
         """For each text the number of the first one that it was found to repeat, -1 if none; int64 ``[N]``."""
@@ -110,27 +123,43 @@ def _candidates(signatures_NxS: np.ndarray, start: int, stop: int) -> Iterator[t
         yield number_K[first_K[same_K]], number_K[same_K]
 
 
-def shingles(text: bytes) -> np.ndarray:
-    """Hashes of the sequences of 5 words (letters and digits, small) of a text, or of all its words if it has fewer;
-    uint64 ``[number of sequences]``, at least one."""
-    hashes = [_piece(text[start : start + _PIECE]) for start in range(0, max(len(text), 1), _PIECE)]
-    return np.concatenate(hashes)
+def shingles(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of the sequences of 5 words (letters and digits, small) of each text, or of all its words if it has fewer;
+    at least one a text.
+
+    Returns:
+      All texts' hashes, uint64 ``[S]``, and where each text's end in them, int64 ``[T]``.
+    """
+    letters_B = _LOWER[np.frombuffer(b"\n".join(texts) + b"\n", np.uint8)]
+    in_word_B = _WORD[letters_B]
+    edges = np.flatnonzero(in_word_B[1:] != in_word_B[:-1]) + 1
+    if in_word_B[0]:
+        edges = np.concatenate([[0], edges])
+    begins_W, lengths_W = edges[::2], edges[1::2] - edges[::2]
+    words_W = _hashes(letters_B[in_word_B].astype(np.uint64), lengths_W)
+
+    text_ends_T = np.cumsum([len(text) + 1 for text in texts])
+    words_T = np.bincount(np.searchsorted(text_ends_T, begins_W, "right"), minlength=len(texts))
+    sizes_T = np.minimum(words_T, WORDS)
+    counts_T = words_T - sizes_T + 1
+    ends_T = np.cumsum(counts_T)
+    # The words of a text begin `words_T` before their sum, its sequences `counts_T` before theirs.
+    first_S = np.arange(ends_T[-1]) + np.repeat(np.cumsum(words_T) - words_T - (ends_T - counts_T), counts_T)
+    sizes_S = np.repeat(sizes_T, counts_T)
+    sums_S = np.zeros(len(first_S), np.uint64)
+    for place in range(WORDS):
+        has_S = sizes_S > place
+        sums_S[has_S] += words_W[first_S[has_S] + place] * _WEIGHTS[256 + place]
+    return _mixed(sums_S), ends_T
 
 
-def _piece(text: bytes) -> np.ndarray:
-    letters = _LOWER[np.frombuffer(text, np.uint8)]
-    in_word = _WORD[letters]
-    edges = np.flatnonzero(np.diff(in_word, prepend=False, append=False))
-    lengths = edges[1::2] - edges[::2]
-    if not len(lengths):
-        return np.zeros(1, np.uint64)
-    firsts = np.cumsum(lengths) - lengths
-    letters = letters[in_word].astype(np.uint64)
-    letters *= _WEIGHTS[(np.arange(len(letters)) - np.repeat(firsts, lengths)) & 255]
-    words = _mixed(np.add.reduceat(letters, firsts))
-    size = min(WORDS, len(words))
-    count = len(words) - size + 1
-    return _mixed(sum((words[i : i + count] * _WEIGHTS[256 + i] for i in range(size)), np.zeros(count, np.uint64)))
+def _hashes(letters_L: np.ndarray, lengths_W: np.ndarray) -> np.ndarray:
+    """Hashes of words whose letters stand one after the other."""
+    if not len(lengths_W):
+        return np.zeros(0, np.uint64)
+    firsts_W = np.cumsum(lengths_W) - lengths_W
+    letters_L *= _WEIGHTS[(np.arange(len(letters_L)) - np.repeat(firsts_W, lengths_W)) & 255]
+    return _mixed(np.add.reduceat(letters_L, firsts_W))
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

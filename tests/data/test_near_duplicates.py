@@ -27,18 +27,22 @@ def sample(rng, size):
 def test_shingles_are_the_sets_of_five_words():
     texts = ["One, two THREE four_five", "one two  three\nfour five", "one two three four", "one two three four five 6",
              "naïve 日本 x y z", "naïve 日本 x y q", "...", "", "a" * 300, "a" * 300 + "b"]  # fmt: skip
-    sets = [set(shingles(text.encode()).tolist()) for text in texts]
+    hashes, ends = shingles([text.encode() for text in texts])
+    sets = [set(part.tolist()) for part in np.split(hashes, ends[:-1])]
+    assert [sorted(shingles([text.encode()])[0].tolist()) for text in texts] == [sorted(part) for part in sets]
     for a, text_a in zip(sets, texts, strict=True):
         assert len(a) == len(five_words(text_a))
         for b, text_b in zip(sets, texts, strict=True):
             assert len(a & b) == len(five_words(text_a) & five_words(text_b)), (text_a, text_b)
 
 
-def test_long_texts_have_the_same_shingles_but_where_they_are_cut():
-    text = " ".join(sample(random.Random(0), 300_000))
-    hashes = shingles(text.encode())
-    assert len(hashes) >= 300_000 - 4 * 4
-    assert len(set(hashes.tolist())) == len(hashes)
+def test_long_texts_are_hashed_in_pieces(monkeypatch):
+    monkeypatch.setattr("hhh_jax.data.near_duplicates._BATCH", 3000)
+    rng = random.Random(0)
+    texts = [" ".join(sample(rng, size)) for size in (2000, 100, 3000, 1, 200, 300)]
+    with Finder(0.9) as finder:
+        finder.add([*texts, *texts])
+        assert finder.earlier().tolist() == [-1] * 6 + list(range(6))
 
 
 def test_near_duplicates_are_found_by_similarity():
