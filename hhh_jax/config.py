@@ -31,7 +31,8 @@ LR_MULTIPLES = {"paper": {"pmp": 0.1, "finetune": 0.01}, "cpu": {"pmp": 0.5, "fi
 
 POSITIVE = (
     "model.n_layer", "model.aspect", "model.head_dim", "data.row_length", "data.max_tokens", "data.slots",
-    "batch.rows", "batch.pairs", "optim.lr", "optim.lr_multiple", "optim.accumulate", "eval.rows", "log_every",
+    "data.row_sizes", "batch.rows", "batch.pairs", "optim.lr", "optim.lr_multiple", "optim.accumulate", "eval.rows",
+    "log_every",
 )  # fmt: skip
 """Fields that must be above zero."""
 
@@ -83,6 +84,7 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
         "max_tokens": length // 2,  # of one side of a pair, context and end-of-context included
         "slots": max(length // 16, 1),  # pairs a row can hold
         "share_context": True,
+        "row_sizes": 2 if cpu else 4,  # numbers of rows that a batch of pairs may take; each is a program to compile
         "tokenizer": "",  # a tokenizer.json; empty: that of init.checkpoint, else one trained on the source
     }
     c.objective = {"name": {"imitation": "imitation"}.get(stage, "lm" if lm else "preference"), "lam": 1.0, "mu": 1.0}
@@ -106,7 +108,7 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
     c.init = {"checkpoint": "", "score_head": "fresh"}  # a run directory; "" starts from random parameters
     c.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
     c.eval = {
-        "rows": 32,  # of an evaluation batch
+        "rows": 8 if cpu else 32,  # of an evaluation batch
         "points": 8 if not lm else 1,  # evenly spaced validations; the best one's parameters are kept
         "limit": 0,  # test items; 0 takes all
         "validation_limit": 0,  # validation items

@@ -108,15 +108,22 @@ def attention(q_BxTxHxK: jax.Array, k_BxTxHxK: jax.Array, v_BxTxHxK: jax.Array, 
     return jnp.einsum("bhqs,bshk->bqhk", weights_BxHxTxT, v_BxTxHxK)
 
 
-def rotate(x_BxTxHxK: jax.Array, positions_BxT: jax.Array, fraction: float, base: float) -> jax.Array:
-    """Rotary position embedding on the first ``fraction`` of each head (its halves against each other, as GPT-NeoX)."""
-    rotated_dim = int(x_BxTxHxK.shape[-1] * fraction) // 2 * 2
+def rotary_angles(positions_BxT: jax.Array, rotated_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines of the rotary angles, and sines with each half's sign; float32 ``[B, T, 1, 2, rotated_dim / 2]``."""
     inverse_frequency = base ** (-jnp.arange(0, rotated_dim, 2, dtype=jnp.float32) / rotated_dim)
-    angles_BxTx1xF = (positions_BxT[..., None].astype(jnp.float32) * inverse_frequency)[:, :, None, :]
-    cos, sin = jnp.cos(angles_BxTx1xF), jnp.sin(angles_BxTx1xF)
-    x1, x2 = jnp.split(x_BxTxHxK[..., :rotated_dim].astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x_BxTxHxK.dtype)
-    return jnp.concatenate([rotated, x_BxTxHxK[..., rotated_dim:]], axis=-1)
+    angles_BxTx1x1xF = (positions_BxT[..., None].astype(jnp.float32) * inverse_frequency)[:, :, None, None, :]
+    cos, sin = jnp.cos(angles_BxTx1x1xF), jnp.sin(angles_BxTx1x1xF)
+    return jnp.concatenate([cos, cos], axis=-2), jnp.concatenate([-sin, sin], axis=-2)
+
+
+def rotate(x_BxTxHxK: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotary position embedding on the first part of each head, its halves against each other as in GPT-NeoX."""
+    cos_BxTx1x2xF, sin_BxTx1x2xF = angles
+    rotated_dim = 2 * cos_BxTx1x2xF.shape[-1]
+    halves_BxTxHx2xF = x_BxTxHxK[..., :rotated_dim].astype(jnp.float32).reshape(*x_BxTxHxK.shape[:-1], 2, -1)
+    rotated = halves_BxTxHx2xF * cos_BxTx1x2xF + halves_BxTxHx2xF[..., ::-1, :] * sin_BxTx1x2xF
+    rotated_BxTxHxR = rotated.astype(x_BxTxHxK.dtype).reshape(*x_BxTxHxK.shape[:-1], rotated_dim)
+    return jnp.concatenate([rotated_BxTxHxR, x_BxTxHxK[..., rotated_dim:]], axis=-1)
 
 
 class Linear(nn.Module):
@@ -150,7 +157,9 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BxTxD: jax.Array, positions_BxT: jax.Array, mask_BxTxT: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x_BxTxD: jax.Array, mask_BxTxT: jax.Array, angles: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, None]:
         c = self.config
         dtype = jnp.dtype(c.dtype)
         # Projections into the residual stream start smaller, so that its variance at initialization doesn't grow with
@@ -164,8 +173,7 @@ class Block(nn.Module):
         heads = (*y_BxTxD.shape[:2], c.n_head, c.head_dim)
         q, k, v = (linear(c.d_model, name)(y_BxTxD).reshape(heads) for name in ("query", "key", "value"))
         if c.positions == "rotary":
-            q = rotate(q, positions_BxT, c.rotary_fraction, c.rotary_base)
-            k = rotate(k, positions_BxT, c.rotary_fraction, c.rotary_base)
+            q, k = rotate(q, angles), rotate(k, angles)
         attended_BxTxD = attention(q, k, v, mask_BxTxT).reshape(y_BxTxD.shape)
         attended_BxTxD = linear(c.d_model, "attention_out", residual_scale)(attended_BxTxD)
 
@@ -192,6 +200,9 @@ class Transformer(nn.Module):
             table_PxD = self.param("position_embedding", init, (c.max_positions, c.d_model), jnp.float32)
             x_BxTxD += table_PxD.astype(c.dtype)[positions_BxT]
         mask_BxTxT = attention_mask(segment_ids_BxT, branch_ids_BxT, positions_BxT)
+        angles = rotary_angles(positions_BxT, int(c.head_dim * c.rotary_fraction) // 2 * 2, c.rotary_base)
+        # Without the barrier XLA computes both anew in every operation of every layer that reads them.
+        mask_BxTxT, angles = jax.lax.optimization_barrier((mask_BxTxT, angles))
         block: Any = Block
         if c.remat != "none":
             policy = None if c.remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
@@ -204,7 +215,7 @@ class Transformer(nn.Module):
             length=c.n_layer,
             unroll=c.unroll,
         )
-        x_BxTxD, _ = blocks(c, name="blocks")(x_BxTxD, positions_BxT, mask_BxTxT)
+        x_BxTxD, _ = blocks(c, name="blocks")(x_BxTxD, mask_BxTxT, angles)
         return _norm(c, "final_norm")(x_BxTxD)
 
 

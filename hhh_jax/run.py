@@ -345,10 +345,11 @@ def _untuned_results(this: Run, state: train.State) -> tuple[list[dict], list[di
     rows, items = [], []
     c = this.config
     for task in c.eval.tasks:
-        pairs, sha = stage_data.test_pairs(c, task, this.data.tokenizer)
+        data = stage_data.read_pairs(c, task, "test")
+        pairs = stage_data.tokenized_pairs(c, data.records, this.data.tokenizer, data.counts)
         scores = evaluate.score_pairs(_scorer(this, state["params"]), pairs, ("logp",))
         for row in evaluate.pair_rows(scores, tuple(c.seeds), "best", ("mean_logp",)):
-            about = {"objective": "untuned", "task": task, "data_sha": sha, "lambda": "", "mu": ""}
+            about = {"objective": "untuned", "task": task, "data_sha": data.sha[:12], "lambda": "", "mu": ""}
             rows.append(_row(this, row) | about)
         items += evaluate.pair_items(scores, pairs, tuple(c.seeds), task=task, split="test", selection="best")
     return rows, items
@@ -399,8 +400,8 @@ def recompute_rows(checkpoint: str, task: str, split: str, selection: str) -> li
         data = stage_data.load(c, tokenizer, sharding.row_multiple(mesh) * c.optim.accumulate)
         this = Run(c, workdir, data, sc, _total_steps(c, data), tuple(extra["pretrain_seeds"]))
         return _results(this, state, (selection,))[0]
-    records, counts = stage_data.read_pairs(c, name, split)
-    pairs = stage_data.tokenized_pairs(c, records, tokenizer, counts)
+    read = stage_data.read_pairs(c, name, split)
+    pairs = stage_data.tokenized_pairs(c, read.records, tokenizer, read.counts)
     params = state["best"]["params"] if selection == "best" and "best" in state else state["params"]
     scorer = evaluate.Scorer(
         sc.model, params, len(c.seeds), mesh, c.eval.rows, c.data.row_length, c.data.slots, tokenizer.pad_id

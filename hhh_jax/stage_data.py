@@ -11,7 +11,7 @@ import numpy as np
 from hhh_jax.data import datasets
 from hhh_jax.data.loader import DocumentLoader, PairLoader
 from hhh_jax.data.packing import TokenizedPair, tokenize_documents, tokenize_pairs
-from hhh_jax.data.records import Counts, Document, Pair
+from hhh_jax.data.records import Counts, Dataset, Document, Pair
 from hhh_jax.data.tokenizer import Tokenizer, train_tokenizer
 from hhh_jax.errors import UserError
 
@@ -62,12 +62,11 @@ def load(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None, row_multiple
     return _load_documents(c, tokenizer) if c.objective.name == "lm" else _load_pairs(c, tokenizer, row_multiple)
 
 
-def read_pairs(c: ml_collections.ConfigDict, name: str, split: str) -> tuple[list[Pair], Counts]:
+def read_pairs(c: ml_collections.ConfigDict, name: str, split: str) -> Dataset:
     """The pairs of a task or file in one split, cut to the config's limit for it."""
-    data = datasets.load_pairs(
+    return datasets.load_pairs(
         name, split, bad_rows=c.data.bad_rows, seed=c.data.seed, limit=_limit(c, split) or None
     )
-    return data.records, data.counts
 
 
 def _limit(c: ml_collections.ConfigDict, split: str) -> int:
@@ -84,20 +83,10 @@ def tokenized_pairs(
     )
 
 
-def test_pairs(c: ml_collections.ConfigDict, task: str, tokenizer: Tokenizer) -> tuple[list[TokenizedPair], str]:
-    """The test pairs of another task than the run's own, and the hash of what was read."""
-    data = datasets.load_pairs(
-        task, "test", bad_rows=c.data.bad_rows, seed=c.data.seed, limit=c.eval.limit or None
-    )
-    return tokenized_pairs(c, data.records, tokenizer, data.counts), data.sha[:12]
-
-
 def _load_pairs(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None, row_multiple: int) -> StageData:
     tokenized, counts, shas = {}, {}, []
     for split in ("train", "validation", "test"):
-        data = datasets.load_pairs(
-            c.data.source, split, bad_rows=c.data.bad_rows, seed=c.data.seed, limit=_limit(c, split) or None
-        )
+        data = read_pairs(c, c.data.source, split)
         if tokenizer is None:  # the training split comes first
             texts = (text for pair in data.records for text in (pair.context, pair.good, pair.bad))
             tokenizer = train_tokenizer(texts, c.model.vocab_size)
@@ -110,7 +99,7 @@ def _load_pairs(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None, row_m
     assert tokenizer is not None
     loader = PairLoader(
         tokenized["train"], c.batch.pairs, c.data.row_length, c.data.slots, tokenizer.pad_id, row_multiple,
-        c.data.share_context,
+        c.data.share_context, c.data.row_sizes,
     )  # fmt: skip
     return StageData(
         c.data.source, tokenizer, loader, tokenized["train"], tokenized["validation"], tokenized["test"], [],

@@ -11,6 +11,8 @@ runs. It resumes: finished runs are skipped, a broken one is reported and the ot
         figures/, report.html
 """
 
+import contextlib
+import fcntl
 import importlib.util
 import json
 import os
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,32 +113,69 @@ def seconds_left(workdir: Path, planned: Sequence[Planned]) -> float:
 
 
 def execute(workdir: Path, planned: Sequence[Planned], say: Any = print) -> dict[str, str]:
-    """Does the runs of a plan in order, in this process.
+    """Does the runs of a plan in this process, the first one that is ready first, beside others that do the same.
 
     Returns:
-      ``{name: reason}`` of the runs that broke or whose predecessor did; the others are finished.
+      ``{name: reason}`` of the runs that broke, here or elsewhere, or whose predecessor did; the others are finished.
     """
     broken: dict[str, str] = {}
-    for number, run in enumerate(planned, 1):
-        if is_done(workdir, run):
+    waiting = [run for run in planned if not is_done(workdir, run)]
+    while waiting:
+        for run in waiting:
+            needs = [name for name in (run.after, *run.choose) if name]
+            lost = next((name for name in needs if name in broken), None)
+            if lost:
+                broken[run.name] = f"needs {lost}, which is broken"
+                say(f"{run.name}: BROKEN: {broken[run.name]}")
+                break
+            if all((workdir / "runs" / name / "DONE.json").exists() for name in needs):
+                with _claim(workdir, run) as claimed:
+                    if claimed and not is_done(workdir, run) and not _error_file(workdir, run).exists():
+                        started = time.monotonic()
+                        outcome = _attempt(workdir, run) or f"{time.monotonic() - started:.0f} s"
+                        say(f"[{sum(is_done(workdir, r) for r in planned)}/{len(planned)}] {run.name}: {outcome}")
+                if claimed:
+                    break
+        else:
+            time.sleep(0.5)  # all that is left is in other hands, or waits for what is
             continue
-        needed = [name for name in (run.after, *run.choose) if name in broken]
-        started = time.monotonic()
-        try:
-            if needed:
-                raise UserError(f"needs {needed[0]}, which is broken")
-            _execute_one(workdir, run)
-            say(f"[{number}/{len(planned)}] {run.name}: {time.monotonic() - started:.0f} s")
-        except UserError as error:
-            broken[run.name] = str(error)
-            say(f"[{number}/{len(planned)}] {run.name}: BROKEN: {error}")
-        except Exception as error:  # the others go on; the traceback stays with the run
-            broken[run.name] = f"{type(error).__name__}: {error}"
-            path = workdir / "runs" / run.name / "error.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(traceback.format_exc(), encoding="utf-8")
-            say(f"[{number}/{len(planned)}] {run.name}: BROKEN: {broken[run.name].splitlines()[0]} (see {path})")
+        waiting.remove(run)
+        if _error_file(workdir, run).exists():
+            broken[run.name] = _error_file(workdir, run).read_text().splitlines()[-1]
     return broken
+
+
+def _error_file(workdir: Path, run: Planned) -> Path:
+    return workdir / "runs" / run.name / "error.txt"
+
+
+@contextlib.contextmanager
+def _claim(workdir: Path, run: Planned) -> Iterator[bool]:
+    """Whether this process alone has the run in hand; a killed process gives its runs back."""
+    path = workdir / "locks" / run.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def _attempt(workdir: Path, run: Planned) -> str:
+    """Does a run. What breaks it is written to its error.txt, the reason last, and returned; the others go on."""
+    try:
+        _execute_one(workdir, run)
+        return ""
+    except UserError as error:
+        text = reason = str(error)
+    except Exception as error:
+        text, reason = traceback.format_exc(), f"{type(error).__name__}: {error} (see {_error_file(workdir, run)})"
+    path = _error_file(workdir, run)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text.rstrip() + "\n", encoding="utf-8")
+    return f"BROKEN: {reason.splitlines()[0]}"
 
 
 def _execute_one(workdir: Path, run: Planned) -> None:
@@ -231,7 +270,7 @@ def _spawn_workers(workdir: Path, workers: int) -> int:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     processes = []
     for index in range(workers):
-        arguments = [*cli.config_arguments(), f"--workdir={workdir}", f"--shard={index}/{workers}"]
+        arguments = [*cli.config_arguments(), f"--workdir={workdir}", f"--shard={index}/{workers}", "--help_others"]
         command = [sys.executable, "-m", "hhh_jax.study", *arguments]
         processes.append(subprocess.Popen(command, env={**os.environ, "GLIBC_TUNABLES": MALLOC}))
         if cores:  # small programs use one core well and two badly
@@ -258,6 +297,11 @@ def main(_: Sequence[str]) -> None:
     index, count = _parse_shard(_SHARD.value)
     mine = shard(planned, index, count)
     todo = [run for run in mine if not is_done(workdir, run)]
+    if _HELP.value:
+        mine += [run for run in planned if run not in mine]
+    else:
+        for run in todo:  # a broken run is tried again
+            _error_file(workdir, run).unlink(missing_ok=True)
     on_cpu = os.environ.get("JAX_PLATFORMS", "").startswith("cpu") or not _has_accelerator()
     workers = _WORKERS.value or (min(len(chains(planned)), _cores()) if on_cpu and count == 1 else 1)
     minutes = seconds_left(workdir, mine) / 60 / max(workers, 1)
@@ -272,7 +316,7 @@ def main(_: Sequence[str]) -> None:
     cli.use_compilation_cache()
     if todo and workers > 1 and count == 1:
         _spawn_workers(workdir, workers)
-        broken = {run.name: "see above" for run in planned if not is_done(workdir, run)}
+        broken = {run.name: "see error.txt" for run in planned if not is_done(workdir, run)}
     else:
         broken = execute(workdir, mine, lambda line: print(line, flush=True))
     if count > 1:
@@ -303,5 +347,6 @@ if __name__ == "__main__":
     _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the study.", required=True)
     _SHARD = flags.DEFINE_string("shard", "0/1", "i/n: do share i of n, in whole chains; gather later without it.")
     _WORKERS = flags.DEFINE_integer("workers", 0, "Processes on this machine; 0: one a core on a CPU, else one.")
+    _HELP = flags.DEFINE_bool("help_others", False, "When the share is done, do what is ready of the others.")
     _PLAN = flags.DEFINE_bool("plan", False, "Print the plan and stop.")
     cli.start(main)

@@ -138,27 +138,37 @@ def batch_gradients(
 
 
 def train_step(
-    config: StepConfig, term_norms: bool, state: State, batch: Batch, lr: jax.Array
+    config: StepConfig, term_norms: bool, state: State, batch: Batch, lr_G: jax.Array
 ) -> tuple[State, Metrics]:
-    """One update of one seed's state.
+    """One update of the state of every seed.
+
+    Gradients are taken seed by seed and the elementwise update for all at once, which is less to compile.
 
     Args:
       term_norms: whether to record the gradient norm of each term, ``<term>_grad_norm``, before clipping.
-      state: ``params``, ``opt_state`` and, untouched here, ``best``.
-      lr: learning rate of this update, float32 scalar.
+      state: ``params``, ``opt_state`` and, untouched here, ``best``; ``[G, ...]``.
+      batch: ``[G, R, ...]``.
+      lr_G: learning rate of this update, float32.
 
     Returns:
-      The new state and the metrics: ``loss``, ``<term>_loss``, ``grad_norm`` (before clipping) and what the objective
-      adds.
+      The new state and the metrics ``[G]``: ``loss``, ``<term>_loss``, ``grad_norm`` (before clipping) and what the
+      objective adds.
     """
-    gradients, terms, metrics = batch_gradients(config, state["params"], batch, term_norms and len_terms(config) > 1)
+    gradients, terms, metrics = over_seeds(
+        lambda params, batch: batch_gradients(config, params, batch, term_norms), config.n_seeds
+    )(state["params"], batch)
     total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), gradients.values())
-    norm = optax.tree_utils.tree_norm(total)
-    updates, opt_state = config.optimizer().update(total, state["opt_state"], state["params"])
-    params = jax.tree.map(lambda p, u: p + lr * u, state["params"], updates)
-    metrics |= {"loss": sum(terms.values(), jnp.float32(0)), "grad_norm": norm}
+    norms_of = jax.vmap(optax.tree_utils.tree_norm)
+    metrics |= {"loss": sum(terms.values(), jnp.float32(0)), "grad_norm": norms_of(total)}
     if len(gradients) > 1:
-        metrics |= {f"{name}_grad_norm": optax.tree_utils.tree_norm(gradient) for name, gradient in gradients.items()}
+        metrics |= {f"{name}_grad_norm": norms_of(gradient) for name, gradient in gradients.items()}
+
+    @jax.vmap
+    def update(total: Params, opt_state: Any, params: Params, lr: jax.Array) -> tuple[Params, Any]:
+        updates, opt_state = config.optimizer().update(total, opt_state, params)
+        return jax.tree.map(lambda p, u: p + lr * u, params, updates), opt_state
+
+    params, opt_state = update(total, state["opt_state"], state["params"], lr_G)
     return state | {"params": params, "opt_state": opt_state}, metrics
 
 
@@ -170,7 +180,7 @@ def len_terms(config: StepConfig) -> int:
 @functools.lru_cache(maxsize=32)
 def compiled_step(config: StepConfig, term_norms: bool) -> Callable[[State, Batch, Any], tuple[State, Metrics]]:
     """``(state [G, ...], batch [G, R, ...], lr [G]) -> (state, metrics [G])``, jitted; donates the state."""
-    step = over_seeds(functools.partial(train_step, config, term_norms), config.n_seeds)
+    step = functools.partial(train_step, config, term_norms)
     shardings = sharding.state_shardings(abstract_state(config), config.mesh)
     everywhere = sharding.replicated(config.mesh)
     return jax.jit(
@@ -232,7 +242,7 @@ def _compiled_init(config: StepConfig) -> Callable[..., State]:
         return state_of(config, params)
 
     shardings = sharding.state_shardings(abstract_state(config), config.mesh)
-    return jax.jit(over_seeds(start, config.n_seeds), out_shardings=shardings)
+    return jax.jit(jax.vmap(start), out_shardings=shardings)
 
 
 @functools.lru_cache(maxsize=32)

@@ -75,8 +75,9 @@ def norm(tree: Any) -> float:
 def test_the_record_has_the_norm_of_each_terms_gradient(whole):
     """Of ``0.7 L_PM + 0.5 L_LM``: of the sum, and of each term with its coefficient, before any clipping."""
     config = step_config("preference", MODEL, lam=LAM, mu=MU, clip=1e-3)
-    state = train.state_of(config, params_of(config))
-    _, recorded = reference.jit(functools.partial(train.train_step, config, True))(state, BATCH, 0.01)
+    state, batch = jax.tree.map(lambda x: x[None], (train.state_of(config, params_of(config)), BATCH))
+    _, recorded = reference.jit(functools.partial(train.train_step, config, True))(state, batch, np.array([0.01]))
+    recorded = {name: value[0] for name, value in recorded.items()}
     (loss, total), (lm_loss, lm) = whole["preference"], whole["lm"]
     pm = jax.tree.map(lambda both, lm: both - MU * lm, total, lm)
     names = {"loss", "grad_norm", "pm_loss", "lm_loss", "accuracy", "pm_grad_norm", "lm_grad_norm"}
@@ -133,7 +134,7 @@ def both_batches(loaders: list[PairLoader], step: int) -> Batch:
 @functools.partial(reference.jit, static_argnums=0)
 def update(config: train.StepConfig, state: train.State, batch: Batch, lr: Any):
     """What `train.compiled_step` compiles, in less time."""
-    return train.over_seeds(functools.partial(train.train_step, config, False), config.n_seeds)(state, batch, lr)
+    return train.train_step(config, False, state, batch, lr)
 
 
 def test_seeds_together_equal_seeds_alone(loaders, start):

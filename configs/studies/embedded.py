@@ -36,7 +36,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
     c.name = preset or "embedded"
     c.rungs = ("12k", "98k", "332k", "786k") + (("2.7m",) if full else ())
     c.seeds = tuple(range(5 if full else 3))
-    c.pretrain_tokens = 1.2e6 if full else 1e6
+    c.pretrain_tokens = 1e6 if full else 7e5
     c.pairs = 1200 if full else 400
     c.epochs = 2.0 if full else 1.0
     c.batch_pairs = 8  # many small updates: at these sizes more of them help more than larger ones
@@ -104,7 +104,8 @@ def _baselines(c: ml_collections.ConfigDict) -> Iterator[Planned]:
 def _pretraining(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     for rung in c.rungs:
         # The twin's two texts are in the context.
-        settings = {"tokens": c.pretrain_tokens, "eval.tasks": TASKS, "data.max_tokens": 124}
+        tasks = TASKS if rung in c.twin_rungs else (*RANKED, *BINARY)
+        settings = {"tokens": c.pretrain_tokens, "eval.tasks": tasks, "data.max_tokens": 124}
         yield Planned(f"pretrain-{rung}", _run(c, "pretrain", rung, "stdlib", "", **settings))
 
 
@@ -142,7 +143,8 @@ def _symbols(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     rung = c.symbols.rung
     # Symbols have a language model and a tokenizer of their own, in which each is one token: 256 bytes, 2 special
     # tokens and 677 merges.
-    settings = {"objective.mu": 0.0, "model.vocab_size": 935}
+    # A pair has about ten.
+    settings = {"objective.mu": 0.0, "model.vocab_size": 935, "data.row_length": 64, "data.max_tokens": 32}
     start = f"pretrain-symbols-{rung}"
     pretraining = {"tokens": c.symbols.pretrain_tokens, "model.vocab_size": 935}
     yield Planned(start, _run(c, "pretrain", rung, "symbols", "", **pretraining))

@@ -32,6 +32,7 @@ class PairLoader:
       batch_pairs: pairs of a step.
       length, slots, pad_id, share_context: as in `pack_pairs`.
       multiple: what the number of rows must be a multiple of.
+      n_sizes: numbers of rows that a batch may take; each is a program to compile.
     """
 
     def __init__(
@@ -43,10 +44,11 @@ class PairLoader:
         pad_id: int,
         multiple: int,
         share_context: bool = True,
+        n_sizes: int = 4,
     ):
         self.pairs, self.batch_pairs = pairs, batch_pairs
         self.length, self.slots, self.pad_id, self.share_context = length, slots, pad_id, share_context
-        self.sizes = row_sizes(batch_pairs, multiple)
+        self.sizes = row_sizes(batch_pairs, multiple, n_sizes)
 
     def batch(self, step: int, seeds: Sequence[int]) -> Batch:
         """The batch of update `step` (from 0) for every seed, ``[G, R, T]``."""

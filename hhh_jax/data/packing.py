@@ -143,10 +143,10 @@ def tokenize_pairs(
     return result
 
 
-def row_sizes(n_pairs: int, multiple: int = 1) -> list[int]:
-    """The few static numbers of rows that a batch of `n_pairs` may take: quarters of `n_pairs`, each a multiple of
-    `multiple` (data x fsdp). The last one holds any batch whose pairs each fit a row."""
-    sizes = {-(-n_pairs * quarter // 4 // multiple) * multiple for quarter in range(1, 5)}
+def row_sizes(n_pairs: int, multiple: int = 1, count: int = 4) -> list[int]:
+    """The few static numbers of rows that a batch of `n_pairs` may take: `count` equal parts of `n_pairs`, each a
+    multiple of `multiple` (data x fsdp). The last one holds any batch whose pairs each fit a row."""
+    sizes = {-(-n_pairs * part // count // multiple) * multiple for part in range(1, count + 1)}
     return sorted(sizes | {-(-n_pairs // multiple) * multiple})
 
 

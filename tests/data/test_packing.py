@@ -138,6 +138,11 @@ def test_row_sizes(n_pairs, multiple, sizes):
     assert row_sizes(n_pairs, multiple) == sizes
 
 
+def test_fewer_row_sizes():
+    assert row_sizes(32, 1, 2) == [16, 32]
+    assert row_sizes(9, 2, 1) == [10]
+
+
 # Packed pairs against each side alone
 
 MIXED = [
