@@ -266,9 +266,13 @@ def rewards(params: Params, hidden_xD: jax.Array) -> jax.Array:
     return hidden_xD.astype(jnp.float32) @ head["kernel"] + head["bias"]
 
 
-@functools.lru_cache(maxsize=64)
 def abstract_params(config: ModelConfig, score_head: bool = False) -> Params:
     """The parameter tree as shapes, without making an array; any rung, on any machine."""
+    return jax.tree.map(lambda x: x, _abstract_params(config, score_head))
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract_params(config: ModelConfig, score_head: bool) -> Params:
     return jax.eval_shape(lambda key: init_params(config, key, score_head), jax.random.key(0))
 
 

@@ -40,7 +40,7 @@ def distillation_kl(logits_NxV: jax.Array, teacher_ids_NxK: jax.Array, teacher_l
     Args:
       logits_NxV: the student's logits.
       teacher_ids_NxK: int32 ids of the teacher's most probable tokens, distinct within a row.
-      teacher_logps_NxK: their log-probabilities under the teacher.
+      teacher_logps_NxK: their log-probabilities under the teacher; -inf where a probability is zero.
     """
     log_z_N = jax.nn.logsumexp(logits_NxV, axis=-1)
     student_NxK = jnp.take_along_axis(logits_NxV, teacher_ids_NxK, axis=-1) - log_z_N[:, None]
@@ -51,7 +51,9 @@ def distillation_kl(logits_NxV: jax.Array, teacher_ids_NxK: jax.Array, teacher_l
     student_tail_N = jax.nn.logsumexp(rest_NxV, axis=-1) - log_z_N if has_rest else 0.0
     # x log x is 0 at 0, and its logarithm must not be evaluated there.
     teacher_log_tail_N = jnp.log(jnp.where(teacher_tail_N > 0, teacher_tail_N, 1.0))
-    top_N = (jnp.exp(teacher_logps_NxK) * (teacher_logps_NxK - student_NxK)).sum(-1)
+    known_NxK = jnp.isfinite(teacher_logps_NxK)
+    excess_NxK = jnp.where(known_NxK, teacher_logps_NxK, 0.0) - student_NxK
+    top_N = jnp.where(known_NxK, jnp.exp(teacher_logps_NxK) * excess_NxK, 0.0).sum(-1)
     return top_N + jnp.where(teacher_tail_N > 0, teacher_tail_N * (teacher_log_tail_N - student_tail_N), 0.0)
 
 

@@ -31,7 +31,7 @@ from absl import flags
 from hhh_jax import cli
 from hhh_jax.errors import UserError
 
-FLOPS_PER_CORE = 2e10
+FLOPS_PER_CORE = 3e10
 """What small models get out of a CPU core, for the first estimate of time; finished runs correct it."""
 
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592"
@@ -307,7 +307,8 @@ def main(_: Sequence[str]) -> None:
     minutes = seconds_left(workdir, mine) / 60 / max(workers, 1)
     where = f"share {index} of {count}, " if count > 1 else ""
     progress = f"{len(mine)} runs, {len(mine) - len(todo)} done; about {minutes:.0f} minutes left"
-    print(f"{c.name}: {where}{progress}", flush=True)
+    if not _HELP.value:
+        print(f"{c.name}: {where}{progress}", flush=True)
     if _PLAN.value:
         for run in planned:
             after = f" (after {run.after})" if run.after else ""

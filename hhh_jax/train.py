@@ -242,7 +242,9 @@ def _compiled_init(config: StepConfig) -> Callable[..., State]:
         return state_of(config, params)
 
     shardings = sharding.state_shardings(abstract_state(config), config.mesh)
-    return jax.jit(jax.vmap(start), out_shardings=shardings)
+    # Runs once: on a CPU, optimizing its many small kernels would take three times as long as all the rest.
+    options = {"xla_backend_optimization_level": 0} if config.mesh.devices.flat[0].platform == "cpu" else None
+    return jax.jit(jax.vmap(start), out_shardings=shardings, compiler_options=options)
 
 
 @functools.lru_cache(maxsize=32)

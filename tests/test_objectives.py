@@ -123,6 +123,15 @@ def test_kl_is_never_negative_and_its_gradient_is_finite(seed, k, sharp, wide):
     assert np.isfinite(kl_gradient(student, ids, logps)).all()
 
 
+def test_a_token_that_the_teacher_rules_out_adds_nothing():
+    student = np.random.default_rng(0).normal(0, 2, (4, V)).astype(np.float32)
+    ids = np.tile(np.arange(3, dtype=np.int32), (4, 1))
+    logps = np.tile(np.float32([np.log(0.75), np.log(0.25), -np.inf]), (4, 1))
+    p, q = np.array([0.75, 0.25]), log_softmax(student)[:, :2]
+    np.testing.assert_allclose(kl(student, ids, logps), (p * (np.log(p) - q)).sum(-1), atol=1e-5)
+    assert np.isfinite(kl_gradient(student, ids, logps)).all()
+
+
 def test_kl_with_a_teacher_whose_tail_is_empty():
     """The top k hold all of the probability (or, by rounding, a little more): no log of 0 is taken."""
     student = np.random.default_rng(0).normal(0, 2, (9, V)).astype(np.float32)

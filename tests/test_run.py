@@ -63,6 +63,23 @@ def test_rows_are_recomputed_from_the_checkpoint(ranked, selection):
         np.testing.assert_allclose(row["value"], stored[row["seed"], row["metric"]], rtol=1e-6)
 
 
+def test_a_curve_within_one_run_has_what_shorter_runs_end_with(pairs, pretrained, tmp_path):
+    """At a constant rate; the shorter run sees the same pairs in the same order."""
+    for name, steps in (("whole", 9), ("short", 3)):
+        c = tiny("ranked", pairs, steps=steps, init__checkpoint=pretrained, optim__warmup_steps=0)
+        c.eval.selections = ("final",)
+        c.eval.curve = (24, 72) if name == "whole" else ()
+        run.run(c, tmp_path / name, quiet=True)
+
+    def values(name: str, **where) -> dict:
+        rows = [row for row in lines(tmp_path / name / "rows.jsonl") if where.items() <= row.items()]
+        return {(row["seed"], row["metric"]): row["value"] for row in rows}
+
+    short = values("short", curve="separate")
+    assert len(short) == 4 and values("whole", curve="within_run", pairs_seen=24) == pytest.approx(short, rel=1e-6)
+    assert values("whole", curve="within_run", pairs_seen=72) == values("whole", curve="separate")
+
+
 def test_terms_are_recorded_apart_with_their_gradient_norms(ranked):
     first = record.read_metrics(ranked / "metrics.jsonl")[0]
     np.testing.assert_allclose(

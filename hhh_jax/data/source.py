@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from hhh_jax.data.records import KINDS, Record
 
 Options = dict[str, Any]
-_TYPES = {kind.__name__: kind for kind in KINDS.values()}
+_TYPES: dict[str, Callable[..., Record]] = {kind.__name__: kind for kind in KINDS.values()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,7 @@ def pmp_tasks(table: "pd.DataFrame") -> "Figure":
         ax.set_yticks(range(len(names)), ["Mean" if t == "mean:all" else task_name(t) for t in names])
         ax.set_ylim(len(names) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
+        ax.locator_params(axis="x", nbins=5)
         ax.set_xlabel("accuracy gain of PMP")
         ax.set_title(f"PMP minus no PMP, N = {size_name(n)}")
     style.legend_below(figure, list(axes[0]))
