@@ -5,8 +5,8 @@ records says so; shards are shuffled, so the first records are a fair sample.
 
 Two texts are the same here if they are after white space and case are normalized. A held-out record *overlaps* if its
 context occurs in train, or, of a pair without context, one of its sides; documents, labels and prompts are context as a
-whole. Where a held-out split overlaps, the groups none of whose records do are written beside it as SPLIT_no_overlap: a
-group is the unit of splitting, and some sets score it as one.
+whole. Where a held-out split overlaps, those of its groups that train doesn't have and none of whose records overlap
+are written beside it as SPLIT_no_overlap: a group is the unit of splitting, and some sets score it as one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ VOCAB_SIZE, VOCAB_BYTES = 8192, 2**23  # of a tokenizer trained for the card, an
 TRAIN_SAMPLE, HELD_OUT_SAMPLE = (20_000, 2**25), (5_000, 2**25)  # records and bytes for predictors
 TRAIN_DIGESTS = 20_000_000  # records of train among which duplicates and groups are counted
 EXAMPLES, EXAMPLE_CHARACTERS = 3, 1200
-BATCH = 128
+BATCH = 128, 2**22  # records and bytes
 
 
 def write_card(directory: Path, facts: dict[str, Any], *, tokenizer: str | Path | None = None, seed: int = 0) -> None:
@@ -108,7 +109,7 @@ class Known:
             for columns, digests, seen in zip(_COLUMNS, self._digests, self._seen, strict=True)
         )
         group_N = rows_Nx5[:, GROUP]
-        free_N = ~np.isin(group_N, group_N[contexts_N])
+        free_N = ~np.isin(group_N, group_N[contexts_N | groups_N])
         counts = {"items": items_N, "contexts": contexts_N, "groups": groups_N, "free": free_N}
         return {"records": len(rows_Nx5), **{name: int(is_N.sum()) for name, is_N in counts.items()}}, free_N
 
@@ -128,8 +129,14 @@ class _Folder:
 
     def batches(self, split: str) -> Iterator[list[Record]]:
         """The records of a split in order, a few at a time."""
-        rows = self._rows(split)
-        while batch := [_record(row, self._kind) for row in itertools.islice(rows, BATCH)]:
+        batch, size = [], 0
+        for row in self._rows(split):
+            batch.append(_record(row, self._kind))
+            size += len(row)
+            if len(batch) == BATCH[0] or size >= BATCH[1]:
+                yield batch
+                batch, size = [], 0
+        if batch:
             yield batch
 
     def _rows(self, split: str) -> Iterator[bytes]:
@@ -233,7 +240,8 @@ def _predictors(stats: dict[str, SplitStats], free: dict[str, np.ndarray], kind:
             own = {name: score_I[stop - len(sample) : stop][mask_I] for name, score_I in scores.items()}
             accuracy[part] = {name: predictors.accuracy(score_I) for name, score_I in own.items()}
             groups = [record.group for record, chosen in zip(sample, mask_I, strict=True) if chosen]
-            if scored_by_group and len(sample) == stats[split].records and len(set(groups)) < len(groups):
+            sizes = set(Counter(groups).values())
+            if scored_by_group and len(sample) == stats[split].records and len(sizes) == 1 and sizes != {1}:
                 group_accuracy[part] = {
                     name: predictors.accuracy(predictors.by_group(score_I, groups)) for name, score_I in own.items()
                 }

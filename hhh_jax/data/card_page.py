@@ -51,7 +51,7 @@ OVERLAP = {
     "items": "the same item",
     "contexts": "the same context (without context: a side)",
     "groups": "the same group",
-    "free": "in a group without overlap",
+    "free": "in a group free of overlap",
 }
 KIND_NAMES = {
     "pairs": "pairs", "documents": "documents", "choices": "questions with options", "labels": "labeled statements",
@@ -100,7 +100,7 @@ def findings(card: Card) -> Iterator[tuple[str, str]]:
     noun = KIND_NAMES[card["kind"]]
     for split, found in card["overlap"].items():
         n = found["records"]
-        if found["contexts"]:
+        if found["contexts"] or found["groups"]:
             rest = (
                 f"The {found['free']:,} whose groups are free of overlap are the split {split}_no_overlap."
                 if found["free"]
@@ -108,10 +108,9 @@ def findings(card: Card) -> Iterator[tuple[str, str]]:
             )
             yield "overlap", (
                 f"{found['contexts']:,} of the {n:,} {noun} of {split} ({_share(found['contexts'], n)}) have a context "
-                f"that train has too, {found['items']:,} occur there as a whole. {rest}"
+                f"that train has too, {found['items']:,} occur there as a whole, {found['groups']:,} belong to a group "
+                f"that is also in train. {rest}"
             )
-        if found["groups"]:
-            yield "overlap", f"{found['groups']:,} of the {n:,} {noun} of {split} belong to a group that train has too."
     for split, counted in card["statistics"].items():
         n = counted["digested"]
         if counted["duplicates"]:

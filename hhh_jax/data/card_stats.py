@@ -6,7 +6,7 @@ import hashlib
 import numbers
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_TOKENS = 1024  # of a side, context and end-of-context included (paper C.4)
 TOKENIZED = 50_000, 2**26  # records and bytes of text in which tokens are counted
+PIECE, PIECES = 2**14, 128  # characters of a text that are handled at once, and pieces
 EDGES = sorted({round(2 ** (k / 3)) for k in range(94)})  # of the bins of histograms, up to two billion tokens
 ITEM, ANSWERED, CONTEXT, OTHER, GROUP = range(5)  # columns of digests
 
@@ -62,11 +63,44 @@ def digests(record: Record) -> tuple[int, int, int, int, int]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
+    parts, after_space = [], False
+    for piece in pieces(text):
+        if parts and (after_space or piece[:1].isspace()):
+            parts.append(" ")
+        parts.append(" ".join(piece.casefold().split()))
+        after_space = piece[-1:].isspace()
+    return "".join(parts).strip()
 
 
 def _digest(*parts: str) -> int:
     return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest())
+
+
+def pieces(text: str) -> Iterator[str]:
+    """The text in pieces of up to PIECE characters, cut before a space if there is one, so that books take no more
+    memory than tweets."""
+    start = 0
+    while len(text) - start > PIECE:
+        space = text.rfind(" ", start + 1, start + PIECE)
+        end = space if space > 0 else start + PIECE
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def encode(texts: Sequence[str], bpe: tokenizers.Tokenizer) -> list[tuple[int, list[int]]]:
+    """The number of tokens of each text, and the first MAX_TOKENS of them. Texts are encoded in pieces, which may
+    divide a token where there are several spaces."""
+    counts, firsts = [0] * len(texts), [list[int]() for _ in texts]
+    parts = [(i, piece) for i, text in enumerate(texts) for piece in pieces(text)]
+    for start in range(0, len(parts), PIECES):
+        some = parts[start : start + PIECES]
+        encodings = bpe.encode_batch([piece for _, piece in some], add_special_tokens=False)
+        for (i, _), encoding in zip(some, encodings, strict=True):
+            counts[i] += len(encoding)
+            if len(firsts[i]) < MAX_TOKENS:
+                firsts[i] += encoding.ids[: MAX_TOKENS - len(firsts[i])]
+    return list(zip(counts, firsts, strict=True))
 
 
 class SplitStats:
@@ -138,24 +172,23 @@ class SplitStats:
         room = TOKENIZED[0] - self._tokenized if self._tokenized_bytes < TOKENIZED[1] else 0
         if room <= 0:
             return
-        flat = [text for record in fields[:room] for _, text in record]
-        encoded = iter([encoding.ids for encoding in bpe.encode_batch(flat, add_special_tokens=False)])
+        encoded = iter(encode([text for record in fields[:room] for _, text in record], bpe))
         for record, named, size in zip(batch[:room], fields, sizes, strict=False):
-            ids = [next(encoded) for _ in named]
-            for (field, _), tokens in zip(named, ids, strict=True):
-                self._lengths.setdefault(field, Counter())[len(tokens)] += 1
-            self._truncate(record, ids)
+            tokens = [next(encoded) for _ in named]
+            for (field, _), (count, _) in zip(named, tokens, strict=True):
+                self._lengths.setdefault(field, Counter())[count] += 1
+            self._truncate(record, tokens)
             self._tokenized += 1
             self._tokenized_bytes += size
 
-    def _truncate(self, record: Record, ids: list[list[int]]) -> None:
+    def _truncate(self, record: Record, tokens: list[tuple[int, list[int]]]) -> None:
         """What a limit of MAX_TOKENS does to a record; see `card_page` for the words."""
-        responses = ids[1:] if isinstance(record, Pair | MultipleChoice) else []
-        longest = max((len(tokens) for tokens in responses), default=0) + 1
-        self._truncated["truncated"] += len(ids[0]) + longest > MAX_TOKENS
+        responses = tokens[1:] if isinstance(record, Pair | MultipleChoice) else []
+        longest = max((count for count, _ in responses), default=0) + 1
+        self._truncated["truncated"] += tokens[0][0] + longest > MAX_TOKENS
         if isinstance(record, Pair):
             self._truncated["response too long"] += longest > MAX_TOKENS
-            good, bad = ((ids[0] + side)[:MAX_TOKENS] for side in responses)
+            good, bad = ((tokens[0][1] + first)[:MAX_TOKENS] for _, first in responses)
             self._truncated["equal if cut at the end"] += good == bad
 
     def _tabulate(self, record: Record) -> None:

@@ -63,7 +63,8 @@ def _fold(group: str, seed: int) -> int:
 def _scores(train: Sequence[Record], test: Sequence[Record]) -> dict[str, np.ndarray]:
     kind = type(test[0])
     if kind is Pair:
-        return baseline_scores(cast(Sequence[Pair], train), cast(Sequence[Pair], test))
+        scores = baseline_scores(cast(Sequence[Pair], train), cast(Sequence[Pair], test))
+        return _without_lengths(scores) if "majority" in scores else scores
     if kind is MultipleChoice:
         return _choice_scores(cast(Sequence[MultipleChoice], train), cast(Sequence[MultipleChoice], test))
     return _label_scores(cast(Sequence[GroupedLabel], train), cast(Sequence[GroupedLabel], test))
@@ -94,9 +95,12 @@ def _label_scores(train: Sequence[GroupedLabel], test: Sequence[GroupedLabel]) -
     def pairs(labels: Sequence[GroupedLabel]) -> list[Pair]:
         return [Pair(x.id, x.context, str(x.label), str(1 - x.label), x.group) for x in labels]
 
-    scores = baseline_scores(pairs(train), pairs(test))
-    del scores["shorter"], scores["longer"]  # of the labels' names, which say nothing
-    return scores | {"length": _length_scores(train, test)}
+    return _without_lengths(baseline_scores(pairs(train), pairs(test))) | {"length": _length_scores(train, test)}
+
+
+def _without_lengths(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Less those of shorter and longer, which say nothing where the sides are the names of two labels."""
+    return {name: score_I for name, score_I in scores.items() if name not in ("shorter", "longer")}
 
 
 def _length_scores(train: Sequence[GroupedLabel], test: Sequence[GroupedLabel]) -> np.ndarray:

@@ -69,7 +69,7 @@ def random_pairs(rng, n, name):
     for i in range(n):
         context = rng.choice(vary)(sentence(rng, 2)) if rng.random() < 0.7 else rng.choice(["", " "])
         good, bad = (rng.choice(vary)(sentence(rng, 2)) for _ in range(2))
-        pairs.append(Pair(f"{name}{i}", context, good, bad, f"group {rng.randrange(400)}"))
+        pairs.append(Pair(f"{name}{i}", context, good, bad, f"group {rng.randrange(1000)}"))
     return pairs
 
 
@@ -137,7 +137,7 @@ def test_overlap_of_pairs(tmp_path, bytes_tokenizer, seed):
             or plain(pair.bad) in sides
             for pair in splits[split]
         ]  # fmt: skip
-        bad_groups = {pair.group for pair, is_hit in zip(splits[split], hit, strict=True) if is_hit}
+        bad_groups = {pair.group for pair, is_hit in zip(splits[split], hit, strict=True) if is_hit} | set(groups)
         free = [pair.id for pair in splits[split] if pair.group not in bad_groups]
         assert 0 < len(free) < len(hit)
         assert made["overlap"][split] == {
@@ -288,6 +288,24 @@ def test_tokens_of_a_part_only(tmp_path, bytes_tokenizer, monkeypatch):
     assert (stats["records"], stats["tokenized"], stats["digested"]) == (400, 150, 256)
     assert stats["tokens"]["text"]["max"] == 750 and stats["text_bytes"] == sum(5 * i for i in range(1, 401))
     assert "Counted in the first records only: 150 of train." in (folder / "card.html").read_text()
+
+
+def test_long_texts_in_pieces(bytes_tokenizer):
+    import tokenizers
+
+    rng = random.Random(8)
+    words = " ".join(sentence(rng, 3) for _ in range(20_000))
+    text = words + "\n" + "unbroken" * 5000 + "  end"
+    assert "".join(card_stats.pieces(text)) == text
+    assert max(map(len, card_stats.pieces(text))) <= card_stats.PIECE
+    assert list(card_stats.pieces("")) == [""]
+    bpe = tokenizers.Tokenizer.from_str(train_tokenizer([words], 300).to_json())
+    texts = [words, "", "short", text[:100]]
+    expected = [bpe.encode(each).ids for each in texts]
+    assert card_stats.encode(texts, bpe) == [(len(ids), ids[: card_stats.MAX_TOKENS]) for ids in expected]
+    records = [Document("1", same, "") for same in (text, text.upper().replace(" ", " \n "), text + "!")]
+    one, same, other = map(card_stats.digests, records)
+    assert one == same and other[card_stats.ITEM] != one[card_stats.ITEM]
 
 
 def test_sample_is_the_first_records(bytes_tokenizer):
