@@ -52,7 +52,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
     c.pmp = {
         "rung": "332k",
         "source": "edits",
-        "pairs": 3000 if full else 1000,
+        "pairs": 3000 if full else 800,
         "finetune_pairs": (100, 500, c.pairs) if full else (100, c.pairs),
         "ranked_finetune_pairs": (100, 500, c.pairs) if full else (100,),  # where pre-training matters most
     }

@@ -42,7 +42,7 @@ def load_pairs(
         return _dataset(name, list(edits.pairs(split, seed)[:limit]))
     if name in PAIR_NAMES:
         return _dataset(name, symbols.pairs(name.removeprefix("symbols:"), split, seed, limit))
-    rows, named, counts = files.read_pairs(name, bad_rows)
+    rows, named, counts = files.read_pairs(name, bad_rows, split)
     records = files.cut_split(rows, named, split, name)
     random.Random(f"order {split} {seed}").shuffle(records)
     return _dataset(name, records[:limit], counts)
@@ -59,7 +59,7 @@ def load_documents(name: str, split: str, *, bad_rows: str = "error") -> Dataset
         return _dataset(name, stdlib.documents(split), stdlib.read_library().counts)
     if name == "symbols":  # all of them in every split: what is held out is pairs, never symbols
         return _dataset(name, symbols.documents())
-    rows, named, counts = files.read_documents(name, bad_rows)
+    rows, named, counts = files.read_documents(name, bad_rows, split)
     return _dataset(name, files.cut_split(rows, named, split, name), counts)
 
 

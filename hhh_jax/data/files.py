@@ -43,18 +43,24 @@ class BadRow(Exception):
         self.reason = reason
 
 
-def read_pairs(path: str, bad_rows: str = "error") -> tuple[list[Pair], list[str | None], Counts]:
-    """All pairs of a .jsonl(.gz) file or TFDS folder in order, the split that each row names, and the counts.
+def read_pairs(
+    path: str, bad_rows: str = "error", split: str | None = None
+) -> tuple[list[Pair], list[str | None], Counts]:
+    """The pairs of a .jsonl(.gz) file or TFDS folder in order, the split that each row names, and the counts.
+
+    With a `split`, a folder that has all three is read in that one only; of all else `cut_split` needs everything.
 
     Raises UserError if the source can't be read, if no row can be used, and with `bad_rows="error"` (the
     other choice is "drop") at the first row that can't.
     """
-    return _read(path, _pair, JSON_LINES, bad_rows)
+    return _read(path, _pair, JSON_LINES, bad_rows, split)
 
 
-def read_documents(path: str, bad_rows: str = "error") -> tuple[list[Document], list[str | None], Counts]:
-    """All documents of a .txt(.gz) or .jsonl(.gz) file or TFDS folder; otherwise as `read_pairs`."""
-    return _read(path, _document, (*TEXT, *JSON_LINES), bad_rows)
+def read_documents(
+    path: str, bad_rows: str = "error", split: str | None = None
+) -> tuple[list[Document], list[str | None], Counts]:
+    """The documents of a .txt(.gz) or .jsonl(.gz) file or TFDS folder; otherwise as `read_pairs`."""
+    return _read(path, _document, (*TEXT, *JSON_LINES), bad_rows, split)
 
 
 def is_path(name: str) -> bool:
@@ -97,16 +103,16 @@ def _place(group: str) -> float:
 
 
 def _read(
-    path: str, convert: Callable[[Row, str], Record], suffixes: tuple[str, ...], bad_rows: str
+    path: str, convert: Callable[[Row, str], Record], suffixes: tuple[str, ...], bad_rows: str, split: str | None
 ) -> tuple[list[Record], list[str | None], Counts]:
     if bad_rows not in BAD_ROWS:
         raise UserError(f"bad_rows is {bad_rows!r}; it must be one of {', '.join(BAD_ROWS)}")
     records, splits, counts, ids = [], [], Counts(), set()
-    for place, row in _rows(path, suffixes):
+    for place, row in _rows(path, suffixes, split):
         try:
             if isinstance(row, BadRow):
                 raise row
-            record, split = convert(row, place), _split(row)
+            record, named = convert(row, place), _split(row)
             if record.id in ids:
                 raise BadRow("id seen before", f": {record.id!r}")
         except BadRow as bad:
@@ -117,7 +123,7 @@ def _read(
             counts.keep()
             ids.add(record.id)
             records.append(record)
-            splits.append(split)
+            splits.append(named)
     if not records:
         reasons = ", ".join(f"{n} x {reason}" for reason, n in counts.dropped.most_common())
         raise UserError(f"{path}: no usable rows ({reasons or 'the file is empty'})")
@@ -179,10 +185,10 @@ def _decode(raw: bytes) -> str:
         raise BadRow("not UTF-8", f" (byte {error.start + 1})") from None
 
 
-def _rows(path: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, Row | BadRow]]:
+def _rows(path: str, suffixes: tuple[str, ...], split: str | None) -> Iterator[tuple[str, Row | BadRow]]:
     """(place, row) of every row; the place names file and line. Raises UserError if it can't be read."""
     if Path(path).is_dir():
-        yield from _tfds_rows(Path(path))
+        yield from _tfds_rows(Path(path), split)
         return
     if not path.endswith(suffixes):
         raise UserError(f"{path}: the name must end in {' or '.join(suffixes)}, or be that of a TFDS folder")
@@ -250,9 +256,9 @@ def _text_rows(lines: Iterable[tuple[str, bytes | BadRow]]) -> Iterator[tuple[st
             start, size, block, bad = "", 0, [], None
 
 
-def _tfds_rows(folder: Path) -> Iterator[tuple[str, Row | BadRow]]:
-    """The examples of the splits train, validation and test; those of train name no split, so that a held-out
-    split which the folder lacks is cut from them."""
+def _tfds_rows(folder: Path, split: str | None) -> Iterator[tuple[str, Row | BadRow]]:
+    """The examples of `split` if the folder has train, validation and test. Else those of all that it has, where train
+    names no split, so that a held-out split which the folder lacks is cut from it."""
     if not (folder / "dataset_info.json").exists():
         inside = sorted(path.parent for path in folder.glob("**/dataset_info.json"))
         hint = f"; did you mean {inside[0]}?" if inside else ""
@@ -269,11 +275,12 @@ def _tfds_rows(folder: Path) -> Iterator[tuple[str, Row | BadRow]]:
         names = [split for split in SPLITS if split in builder.info.splits]
         if not names:
             raise UserError(f"{folder}: has none of the splits {', '.join(SPLITS)}")
-        for split in names:
-            source = builder.as_data_source(split)
+        whole = split is not None and len(names) == len(SPLITS)
+        for name in [split] if whole else names:
+            source = builder.as_data_source(name)
             for number in range(len(source)):
-                row = {**source[number], "split": None if split == "train" else split}
-                yield f"{folder.name}/{split}[{number}]", row
+                row = {**source[number], "split": None if name == "train" and not whole else name}
+                yield f"{folder.name}/{name}[{number}]", row
     except UserError:
         raise
     except Exception as error:  # protobuf, array_record and others raise what they like

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -259,13 +260,12 @@ def test_named_splits_are_kept_and_missing_ones_cut_from_the_rest():
     assert all(part == pairs[i::3] for i, part in enumerate(cut(pairs, names).values()))
 
 
-@pytest.fixture(scope="module")
-def tfds_folder(tmp_path_factory):
-    """A dataset with a train and a test split, written by TFDS as array_record."""
+def write_tfds(folder: Path, name: str, splits: dict[str, range]) -> Path:
+    """A dataset written by TFDS as array_record; two of its rows can't be used."""
     import numpy as np
     import tensorflow_datasets as tfds
 
-    class OwnPairs(tfds.core.GeneratorBasedBuilder):
+    class Builder(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
@@ -274,17 +274,31 @@ def tfds_folder(tmp_path_factory):
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, _):
-            return {"train": self._generate_examples(0, 60), "test": self._generate_examples(60, 80)}
+            return {split: self._generate_examples(numbers) for split, numbers in splits.items()}
 
-        def _generate_examples(self, start, stop):
-            for i in range(start, stop):
+        def _generate_examples(self, numbers):
+            for i in numbers:
                 good = "é good" if i else b"not UTF-8 \xff"
                 yield i, {"context": f"q{i}", "good": good, "bad": "b" if i != 1 else "", "id": i}
 
-    folder = tmp_path_factory.mktemp("tfds")
-    builder = OwnPairs(data_dir=folder, file_format="array_record")
-    builder.download_and_prepare()
-    return folder / "own_pairs" / "1.0.0"
+    Builder.name = name
+    Builder(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder / name / "1.0.0"
+
+
+@pytest.fixture(scope="module")
+def tfds_folder(tmp_path_factory):
+    return write_tfds(tmp_path_factory.mktemp("tfds"), "own_pairs", {"train": range(60), "test": range(60, 80)})
+
+
+def test_a_folder_with_all_splits_is_read_in_one_only(tmp_path):
+    splits = {"train": range(2, 50), "validation": range(50, 55), "test": range(55, 63)}
+    folder = str(write_tfds(tmp_path, "whole_pairs", splits))
+    for split, numbers in splits.items():
+        pairs, named, counts = files.read_pairs(folder, split=split)
+        assert sorted(int(pair.id) for pair in pairs) == list(numbers) and counts.read == len(numbers)
+        assert files.cut_split(pairs, named, split, folder) == pairs
+    assert len(files.read_pairs(folder)[0]) == 61
 
 
 def test_tfds_folder(tfds_folder):
