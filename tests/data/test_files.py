@@ -260,12 +260,12 @@ def test_named_splits_are_kept_and_missing_ones_cut_from_the_rest():
     assert all(part == pairs[i::3] for i, part in enumerate(cut(pairs, names).values()))
 
 
-def write_tfds(folder: Path, name: str, splits: dict[str, range]) -> Path:
+def write_tfds(folder: Path, splits: dict[str, range]) -> Path:
     """A dataset written by TFDS as array_record; two of its rows can't be used."""
     import numpy as np
     import tensorflow_datasets as tfds
 
-    class Builder(tfds.core.GeneratorBasedBuilder):
+    class OwnPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
@@ -281,19 +281,18 @@ def write_tfds(folder: Path, name: str, splits: dict[str, range]) -> Path:
                 good = "é good" if i else b"not UTF-8 \xff"
                 yield i, {"context": f"q{i}", "good": good, "bad": "b" if i != 1 else "", "id": i}
 
-    Builder.name = name
-    Builder(data_dir=folder, file_format="array_record").download_and_prepare()
-    return folder / name / "1.0.0"
+    OwnPairs(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder / "own_pairs" / "1.0.0"
 
 
 @pytest.fixture(scope="module")
 def tfds_folder(tmp_path_factory):
-    return write_tfds(tmp_path_factory.mktemp("tfds"), "own_pairs", {"train": range(60), "test": range(60, 80)})
+    return write_tfds(tmp_path_factory.mktemp("tfds"), {"train": range(60), "test": range(60, 80)})
 
 
 def test_a_folder_with_all_splits_is_read_in_one_only(tmp_path):
     splits = {"train": range(2, 50), "validation": range(50, 55), "test": range(55, 63)}
-    folder = str(write_tfds(tmp_path, "whole_pairs", splits))
+    folder = str(write_tfds(tmp_path, splits))
     for split, numbers in splits.items():
         pairs, named, counts = files.read_pairs(folder, split=split)
         assert sorted(int(pair.id) for pair in pairs) == list(numbers) and counts.read == len(numbers)
