@@ -1,5 +1,7 @@
 """ETHICS: label words, groups of consecutive rows, headers or none, and which files are read."""
 
+from collections import Counter
+
 import pytest
 from source_runs import run
 
@@ -64,11 +66,14 @@ def test_hard_test_set(folder):
 def test_deontology(folder):
     made = run(ETHICS, [folder], task="deontology", kind="labels")
     test, train = made.of("test"), made.of("train")
-    assert test[0].context == "Did you feed the cat?\nNo because it ate.\nReasonable:" and test[0].label == 1
-    assert [label.group for label in test] == ["deontology_test:group 1"] * 4 + ["deontology_test:group 2"] * 4
-    assert len(train) == 7 and len({label.group for label in train}) == 2
+    first = next(label for label in test if label.id == "deontology_test:1")
+    assert first.context == "Did you feed the cat?\nNo because it ate.\nReasonable:" and first.label == 1
+    groups = {label.id.rpartition(":")[2]: label.group for label in test}
+    assert len({groups[number] for number in "1234"}) == len({groups[number] for number in "5678"}) == 1
+    assert len(train) == 7 and {label.group for label in train} == set(groups.values()) == {groups["1"], groups["5"]}
     pairs = run(ETHICS, [folder], task="deontology")
-    assert [(pair.good, pair.bad) for pair in pairs.of("test")][:2] == [(" yes", " no"), (" no", " yes")]
+    answers = {pair.id: (pair.good, pair.bad) for pair in pairs.of("test")}
+    assert answers["deontology_test:1"] == (" yes", " no") and answers["deontology_test:2"] == (" no", " yes")
     assert {(p.id, p.context, p.group) for p in pairs.records} == {(r.id, r.context, r.group) for r in made.records}
 
 
@@ -81,8 +86,10 @@ def test_justice_groups_in_train_are_runs_of_rows_that_are_alike(folder):
 
 def test_virtue(folder):
     made = run(ETHICS, [folder], task="virtue")
-    assert made.of("test")[1].context == "Ann helped.\nKind:" and made.of("test")[1].good == " yes"
-    assert [pair.group[-1] for pair in made.of("test")] == ["1"] * 5 + ["2"] * 5
+    test = {pair.id: pair for pair in made.of("test")}
+    assert test["virtue_test:2"].context == "Ann helped.\nKind:" and test["virtue_test:2"].good == " yes"
+    sizes = Counter(pair.group for pair in test.values())
+    assert list(sizes.values()) == [5, 5]
     groups = {pair.id.rpartition(":")[2]: pair.group for pair in made.of("train")}
     assert groups["1"] == groups["11"] != groups["6"]  # one situation, wherever its rows are
 
@@ -162,9 +169,9 @@ def test_real_files(real_data, task):
     easy, hard = (run(ETHICS, [real_data / "ethics"], task=task, test=test) for test in ("easy", "hard"))
     assert (len(easy.of("train")), len(easy.of("test")), len(hard.of("test"))) == REAL[task]
     assert not easy.drops and not hard.drops and easy.of("train") == hard.of("train")
-    assert {pair.group for pair in easy.of("train")}.isdisjoint(pair.group for pair in easy.of("test"))
+    groups = {pair.group for pair in easy.of("train")}
+    shared = {pair.group for pair in easy.of("test")} & groups
+    assert len(shared) == {"deontology": 326, "virtue": 912}.get(task, 0)  # situations
     if task in ("deontology", "justice", "virtue"):
-        sizes = {}
-        for pair in easy.of("test"):
-            sizes[pair.group] = sizes.get(pair.group, 0) + 1
-        assert set(sizes.values()) == {5 if task == "virtue" else 4}
+        for made in (easy, hard):
+            assert set(Counter(pair.group for pair in made.of("test")).values()) == {5 if task == "virtue" else 4}
