@@ -16,6 +16,7 @@ a key in common.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import difflib
@@ -26,7 +27,6 @@ import os
 import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def _settings(
         raise UserError(f"--partitions={partitions}: must be at least 1")
     if not inputs or not all(inputs):
         raise UserError("--input: give a path, several with commas between them, or - for standard input")
-    for name, number in Counter(inputs).items():
+    for name, number in collections.Counter(inputs).items():
         if number > 1:
             raise UserError(f"--input: {name} is given {number} times")
     return Settings(source, kind, known, list(inputs), seed, held_out, partitions)
@@ -324,7 +324,7 @@ def _finish(
 
     settings, final = job.settings, job.folder / "final"
     made = shards.write_folder(final, found.name, found.about, settings.kind, job.folder / "units")
-    records: Counter[str] = Counter()
+    records: collections.Counter[str] = collections.Counter()
     for shard in made:
         records[shard["split"]] += shard["records"]
         with (final / shard["name"]).open("rb") as file:
@@ -357,18 +357,24 @@ class Progress:
     def __init__(self, verb: str, total: int, amount: Callable[[float], str]) -> None:
         self._verb, self._total, self._amount = verb, total, amount
         self._terminal = sys.stderr.isatty()
-        self._begun = self._shown = time.monotonic()
+        self._shown = time.monotonic()
+        self._marks: collections.deque[tuple[float, int]] = collections.deque([(self._shown, 0)])
 
     def show(self, done: int, end: bool = False) -> None:
-        """Says that `done` of the total is done, unless it was said a moment ago."""
+        """Says that `done` of the total is done, and how fast lately, unless it was said a moment ago."""
         now = time.monotonic()
         if now - self._shown < (0.2 if self._terminal else 10) and not end:
             return
-        self._shown, passed = now, max(now - self._begun, 0.1)
+        self._shown = now
+        while len(self._marks) > 1 and now - self._marks[0][0] > 60 and not end:
+            self._marks.popleft()
+        then, before = self._marks[0]
+        self._marks.append((now, done))
+        speed = (done - before) / max(now - then, 0.1)
         of = f" of {self._amount(self._total)}" if self._total else ""
-        line = f"{self._verb} {self._amount(done)}{of}, {self._amount(done / passed)}/s"
-        if self._total and done and not end:
-            line += f", {time.strftime('%H:%M:%S', time.gmtime(passed / done * (self._total - done)))} left"
+        line = f"{self._verb} {self._amount(done)}{of}, {self._amount(speed)}/s"
+        if self._total and speed and not end:
+            line += f", {time.strftime('%H:%M:%S', time.gmtime((self._total - done) / speed))} left"
         start, stop = ("\r", "\x1b[K") if self._terminal else ("", "\n")
         print(f"{start}{line}", end="\n" if end else stop, file=sys.stderr, flush=True)
 
