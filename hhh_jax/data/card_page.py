@@ -106,10 +106,11 @@ def findings(card: Card) -> Iterator[tuple[str, str]]:
                 if found["free"]
                 else "None is free of overlap."
             )
+            has_context = card["statistics"][split]["tokens"].get("context", {"max": 1})["max"]
             yield "overlap", (
-                f"{found['contexts']:,} of the {n:,} {noun} of {split} ({_share(found['contexts'], n)}) have a context "
-                f"that train has too, {found['items']:,} occur there as a whole, {found['groups']:,} belong to a group "
-                f"that is also in train. {rest}"
+                f"{found['contexts']:,} of the {n:,} {noun} of {split} ({_share(found['contexts'], n)}) have a "
+                f"{'context' if has_context else 'side'} that train has too, {found['items']:,} occur there as a whole, "
+                f"{found['groups']:,} belong to a group that is also in train. {rest}"
             )
     for split, counted in card["statistics"].items():
         n = counted["digested"]
