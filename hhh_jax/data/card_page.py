@@ -109,8 +109,8 @@ def findings(card: Card) -> Iterator[tuple[str, str]]:
             has_context = card["statistics"][split]["tokens"].get("context", {"max": 1})["max"]
             yield "overlap", (
                 f"{found['contexts']:,} of the {n:,} {noun} of {split} ({_share(found['contexts'], n)}) have a "
-                f"{'context' if has_context else 'side'} that train has too, {found['items']:,} occur there as a whole, "
-                f"{found['groups']:,} belong to a group that is also in train. {rest}"
+                f"{'context' if has_context else 'side'} that train has too, {found['items']:,} occur there as a "
+                f"whole, {found['groups']:,} belong to a group that is also in train. {rest}"
             )
     for split, counted in card["statistics"].items():
         n = counted["digested"]
