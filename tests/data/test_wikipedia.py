@@ -241,6 +241,14 @@ def test_broken_xml_is_counted_and_the_next_page_is_read(what, tmp_path):
     assert len(rows) + len(drops) == 6
 
 
+def test_a_revision_without_main_content_is_broken_xml(tmp_path):
+    other = '<text bytes="1">x</text><content><role>other</role></content>'
+    odd = page(1, "A", [revision(1, BAD), revision(2, "", "rvv", text_tag=other)])
+    rows, drops, _ = read(dump(odd, history(15, "Bee")), tmp_path)
+    assert titles(rows) == ["Bee"]
+    assert reasons(drops)["broken XML"] == 1
+
+
 def test_invalid_utf8_is_broken_xml(tmp_path):
     raw = dump(history(), history(15, "Bee")).replace(b"my homework", b"my h\xf6mework", 1)
     rows, drops, _ = read(raw, tmp_path)
@@ -276,6 +284,22 @@ def test_a_revision_without_end_is_not_held_in_memory(tmp_path, monkeypatch):
     assert journal.drops[0].place.endswith(": revision 2")
     assert reasons(drops)["revision before it is missing"] == 1
     assert len(rows) + len(drops) == 6
+
+
+def test_edits_after_an_overlong_revision_are_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(wikipedia, "MAX_LINE", 20_000)
+    long = revision(301, "x" * 70_000)
+    ant = page(3, "Ant", [long, revision(302, BAD, parent=301), revision(303, GOOD, "rvv", 302)])
+    rows, drops, _ = read(dump(ant, history(15, "Bee")), tmp_path, size=5000)
+    assert titles(rows) == ["Ant", "Bee"]
+    assert [drop.reason for drop in drops if drop.bad] == ["revision longer than 0 MiB"]
+
+
+def test_entities_defined_before_an_overlong_revision_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(wikipedia, "MAX_LINE", 20_000)
+    raw = dump(page(3, "Ant", [revision(301, "x" * 70_000)]), history(15, "Bee"))
+    with pytest.raises(UserError, match=r"dump\.xml: after revision 1: <!DOCTYPE, which"):
+        read(LAUGHS.encode() + raw, tmp_path, size=5000)
 
 
 LAUGHS = '<!DOCTYPE lolz [<!ENTITY lol "lol"><!ENTITY lol2 "&lol;&lol;">]>\n'

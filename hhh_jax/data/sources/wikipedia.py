@@ -36,6 +36,7 @@ _TAG = re.compile(rb"</?(?:page|revision)>")
 _COMMENT_XML = re.compile(rb"<comment[^>]*>([^<]*)</comment>")
 _HINT = re.compile(rb"vand|rv|HG|huggle", re.IGNORECASE)  # every comment that `reverts_vandalism` has one
 _MOST_HEAD = 2**20
+_MALFORMED = (ParseError, LookupError, ValueError, TypeError, AttributeError, StopIteration)
 _NOT_TEXT = re.compile(rb"<!(?!--)\w*")
 
 # What a comment says in its own words: without the section it names, and without whom it reverts.
@@ -155,8 +156,9 @@ def _edits(block: Block) -> Iterator[_Edit]:
             return
         if tag == _REVISION:
             start = match.start()
-            if page_start >= 0:
-                page, page_start = data[page_start:start], -1
+            if page_start >= 0:  # an overlong revision's rest may stand between the context and the next one
+                end = start if page_start >= len(block.context) else min(start, len(block.context))
+                page, page_start = data[page_start:end], -1
             number += start >= len(block.context)
         elif tag == _REVISION_END:
             if start >= len(block.context):
@@ -185,8 +187,9 @@ def _site(data: bytes) -> bytes:
 
 
 def _refuse_entities(block: Block) -> None:
-    if bad := _NOT_TEXT.search(block.data):
-        number = block.first - 1 + block.data.count(_REVISION, 0, bad.start())
+    data = block.context + block.data  # what is parsed; before an overlong revision, no block has the dump's head
+    if bad := _NOT_TEXT.search(data):
+        number = block.first - 1 + data.count(_REVISION, len(block.context), bad.start())
         raise UserError(
             f"{block.name}: after revision {number}: {bad[0].decode()}, which could define entities and which "
             "MediaWiki never writes; the dump was tampered with or is something else: fetch it again"
@@ -225,7 +228,8 @@ def _pairs(edit: _Edit, site: bytes) -> Iterator[Row | Drop]:
         before, after = page
         title = page.title.strip()
         parent = int(after.parent_id or before.id)  # dumps of before 2012 don't give it
-    except (ParseError, mwxml.errors.MalformedXML, ValueError, TypeError, AttributeError, StopIteration) as error:
+        mains = [revision.slots.contents["main"] for revision in (before, after)]
+    except _MALFORMED + (mwxml.errors.MalformedXML,) as error:
         yield Drop("broken XML", edit.place, str(error)[:200], bad=True)
         return
     place = f"{edit.place} ({title}, id {after.id})"
@@ -236,8 +240,8 @@ def _pairs(edit: _Edit, site: bytes) -> Iterator[Row | Drop]:
         yield Drop("revision before it is missing", place)
         return
     texts = []
-    for revision in (before, after):
-        text = _text(revision)
+    for revision, main in zip((before, after), mains, strict=True):
+        text = _text(revision, main)
         if isinstance(text, str):
             texts.append(text)
         else:
@@ -246,8 +250,7 @@ def _pairs(edit: _Edit, site: bytes) -> Iterator[Row | Drop]:
     yield from _section_rows(page.id, after.id, title, texts[0], texts[1], place, _hidden(dump.site_info))
 
 
-def _text(revision: Any) -> str | Drop:
-    main = revision.slots.contents["main"]
+def _text(revision: Any, main: Any) -> str | Drop:
     if revision.deleted.text:
         return Drop("a side's text was deleted")
     if main.model not in (None, "wikitext"):
