@@ -206,14 +206,14 @@ def _check_finished(output: Path, found: Source, job: Job) -> dict[str, Any]:
         raise UserError(f"{output}: is there already, and not a prepared folder; {remedy}")
     _refuse_difference(output, path, job, "is there already, made with", remedy)
     facts = json.loads((output / "card.json").read_text(encoding="utf-8"))
+    if job.bad_rows == "error" and facts["damage"]:
+        raise UserError(f"{output}: is there already, made with --bad_rows=drop; {facts['damage']}; {remedy}")
     if not _untouched(job.settings.inputs, facts["inputs"], path):
-        with streams.journal() as journal:
+        with streams.journal(job.bad_rows) as journal:
             for _ in found.blocks(job.settings.inputs, job.options):
                 pass
         if list(journal.inputs.values()) != facts["inputs"]:
             raise UserError(f"{output}: is there already, made from an input that has changed since; {remedy}")
-    if job.bad_rows == "error" and facts["damage"]:
-        raise UserError(f"{output}: is there already, made with --bad_rows=drop; {facts['damage']}; {remedy}")
     shards.remove(job.folder)  # of a run that was killed at its last step
     print(f"{output}: is there already, made by the same settings from the same input", file=sys.stderr)
     return facts
@@ -285,8 +285,8 @@ def _size(names: Sequence[str]) -> int:
     """Bytes of all inputs, 0 if that isn't known."""
     total = 0
     for name in names:
-        files = Path(name).rglob("*") if Path(name).is_dir() else [Path(name)]
-        sizes = [file.stat().st_size for file in files if file.is_file()]
+        files = Path(name).rglob("*") if os.path.isdir(name) else [Path(name)]
+        sizes = [file.stat().st_size for file in files if os.path.isfile(file)]
         if not any(sizes):
             return 0
         total += sum(sizes)
@@ -413,7 +413,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--option={option}: give it as --option=NAME=VALUE")
         options[name] = value
     # A comma may be part of a name.
-    inputs = [name for text in _INPUT.value for name in ([text] if Path(text).exists() else text.split(","))]
+    inputs = [name for text in _INPUT.value for name in ([text] if os.path.exists(text) else text.split(","))]
     try:
         card = prepare(
             _SOURCE.value,

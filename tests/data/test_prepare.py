@@ -309,6 +309,10 @@ def test_every_sort_of_bad_row(tmp_path, monkeypatch):
     assert where["not UTF-8"] == [f"{name}:31", f"{name}:61"]
     assert where["line longer than 0 MiB"] == [f"{name}:41"]
     assert where["broken compression"][0].startswith(f"{name}, about byte {len(packed) - 4} of what is stored")
+    os.utime(name)  # the same command reads the damaged input again
+    assert prepare.prepare(NOTES, [str(name)], tmp_path / "out", options=options) == card
+    with pytest.raises(UserError, match=r"made with --bad_rows=drop; .*in\.zst.* choose another --output"):
+        prepare.prepare(NOTES, [str(name)], tmp_path / "out", options=options, bad_rows="error")
 
 
 def test_half_a_surrogate_pair(tmp_path):
@@ -358,6 +362,7 @@ def test_a_source_that_fails_or_loses_rows(tmp_path):
         ({"inputs": ["a", ""]}, "--input: give a path"),
         ({"inputs": ["a", "b", "a"]}, "--input: a is given 2 times"),
         ({"inputs": ["nowhere"]}, "nowhere: can't be opened: No such file or directory"),
+        ({"inputs": ["long" * 100]}, "long: can't be opened: No such file or directory"),
     ],
 )
 def test_wrong_settings(arguments, message, tmp_path):
@@ -378,6 +383,9 @@ def test_errors_are_one_line(tmp_path):
     assert (status, text) == (2, "error: --option=a: give it as --option=NAME=VALUE\n")
     status, text = Process(tmp_path / "out", "--source=notez", "--input=x,y").end()
     assert status == 2 and text.startswith("error: no source named 'notez'") and text.count("\n") == 1
+    names = ",".join(f"{i:0100}" for i in range(100))  # no file has so long a name
+    status, text = Process(tmp_path / "out", f"--source={NOTES}", f"--input={names}").end()
+    assert (status, text) == (2, f"error: {0:0100}: can't be opened: No such file or directory\n")
 
 
 def test_splits():
