@@ -168,7 +168,7 @@ def number(row: Any, *path: str | int) -> float:
 def index(row: Any, size: int, *path: str | int) -> int:
     """The whole number below `size` at `path`, as a number or as its digits. Raises Skip if there is none."""
     value = _at(row, path)
-    if isinstance(value, str) and value.strip().isdecimal():
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) <= 18:  # int refuses thousands
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < size:
         raise Skip(f"{_dotted(path)} is not in 0..{size - 1}", str(value)[:40])

@@ -108,6 +108,31 @@ def test_names_are_aliases_by_chain(tmp_path):
     assert pair.bad == "COMMENT by user5: u/user6 u/user1 u/user5"
 
 
+def test_authors_names_are_hidden_in_texts(tmp_path):
+    path = dump(
+        tmp_path / "all.jsonl",
+        submission("s", "Alice_B", "Who is alice_b?", "Not Alice_Bo, carl nor Dora7."),
+        comment("a", "s", author="carl", body="Alice_B's right, @Carl, carl and (eve-1)."),
+        comment("b", "a", 50, author="Dora7", body="Dora7 and user1 thank @carl, Alice_B-like."),
+        comment("c", "a", 1, author="eve-1", body="I'm eve-1; Dora7?"),
+    )
+    (pair,) = run(SOURCE, [path]).records
+    assert pair.context == (
+        "SUBMISSION by user1: Who is user1?\n\nNot Alice_Bo, carl nor user2.\n\n"
+        "COMMENT by user3: user1's right, @user3, carl and (user4).\n\n"
+    )
+    assert pair.good == "COMMENT by user2: user2 and user1 thank @user3, user1-like."
+    assert pair.bad == "COMMENT by user4: I'm user4; user2?"
+
+
+@pytest.mark.parametrize("own_parent", ["t1_a", "t3_z"])
+def test_a_comment_that_is_its_own_thread_is_counted(tmp_path, own_parent):
+    odd = comment("a", "s", link_id="t1_a", parent_id=own_parent)
+    replies = [comment(name, "a", score, link_id="t1_a") for name, score in (("b", 9), ("c", 1))]
+    result = run(SOURCE, [dump(tmp_path / "all.jsonl", odd, *replies)])
+    assert result.reasons == {"link_id is no submission's name": 3} and all(drop.bad for drop in result.drops)
+
+
 @pytest.mark.parametrize("gone", [{}, {"author": None}, {"author": "[deleted]"}])
 def test_nameless_authors_have_no_number(tmp_path, gone):
     rows = [submission("s", "ann"), comment("a", "s", 9), comment("b", "s", 1)]
@@ -129,7 +154,7 @@ def test_deleted_posts_and_bots_are_out_with_what_is_below(tmp_path):
         *(comment("g", "a", 9), comment("h", "a", 1), comment("i", "h", 1), comment("j", "c", 9)),
         *(comment("k", "nowhere", 9), comment("l", "nowhere", 1), comment("m", "l", 1)),
         *(comment("n", "o", 5), comment("o", "n", 50)),  # each other's parent
-        *(comment("p", "s", 30, "bottle"), comment("q", "s", 10, "botany")),
+        *(comment("p", "s", 30, "Talbot"), comment("q", "s", 10, "botany")),
         submission("t", title="[deleted by user]"),
         *(comment("ta", "t", 9, thread="t"), comment("tb", "t", thread="t")),
         *(submission("u", selftext="[removed]"), comment("ua", "u", 9, thread="u"), comment("ub", "u", thread="u")),
@@ -144,7 +169,7 @@ def test_deleted_posts_and_bots_are_out_with_what_is_below(tmp_path):
         "parent missing": 3 + 2,
     }
     assert result.kept == 3
-    more = run(SOURCE, [path], bots="automoderator|bot.*", pairs_per_thread=9)
+    more = run(SOURCE, [path], bots="AutoModerator|Talbot|bot.*", pairs_per_thread=9)
     assert not ends(more) & {("p", "q")} and ends(more) == {("d", "e")}
 
 

@@ -18,7 +18,8 @@ submission is of that kind. Comments that moderators pinned, and those whose sco
 compared. Names become user1, user2, ... in the order in which a chain mentions them, each chain by itself: the last
 comment's author has no number that could tell which side it is on. Without a name (deleted accounts, or the field is
 missing) it is just user. Addresses of links are left out, and so are lines such as "Edit: thanks for the gold", which
-tell how the comment fared.
+tell how the comment fared. What follows u/ is a name; so is that of an author of the pair after @ or, where it has a
+digit, an underscore or a hyphen, anywhere. Others may be words.
 
 The paper names no subreddits. These, of about 50, are large, in English, moderated with care, and answer in words
 rather than pictures. AmItheAsshole is left out on purpose, as in the paper: it overlaps the Commonsense Morality task
@@ -58,7 +59,7 @@ _DELETED_TEXTS = {"[deleted]", "[removed]", "[removed by reddit]", "[deleted by 
 _NAMELESS = {"[deleted]", "[removed]"}
 _SUBREDDIT = re.compile(rb'"subreddit"\s*:\s*"([^"\\]*)"')
 _SAYS_BOT = re.compile(r"\bI(?: am|'m) a bot\b", re.IGNORECASE)
-_MENTION = re.compile(r"(?<![A-Za-z0-9_])(/?u(?:ser)?/)([A-Za-z0-9_-]{3,20})(?![A-Za-z0-9_])")
+_MENTION = r"(?<![A-Za-z0-9_])(?P<u>/?u(?:ser)?/)(?P<mentioned>[A-Za-z0-9_-]{3,20})(?![A-Za-z0-9_])"
 _LINK = re.compile(r'(!?)\[([^\[\]\n]*)\]\((?:[^()\s]|\([^()\s]*\))*(?:\s+"[^"\n]*")?\)')
 _REACTION = re.compile(  # to a comment's own success
     r"^[^\w\n]*(?:edit|eta)\b.*"
@@ -83,7 +84,7 @@ def blocks(inputs: Sequence[str], options: Options) -> Iterator[Block]:
 def read(block: Block, options: Options) -> Iterator[Row | Drop]:
     """Submissions and comments, by thread."""
     wanted = _wanted(options["subreddits"])
-    bots = re.compile(options["bots"], re.IGNORECASE)
+    bots = re.compile(options["bots"])
     for place, line in lines(block):
         if not line.strip():
             continue
@@ -138,6 +139,8 @@ def _row(item: Any, wanted: frozenset[bytes], bots: re.Pattern[str], place: str)
         score = _field(item, "score", int)
         fields["score"] = None if item.get("score_hidden") or item.get("stickied") else score
         key = _field(item, "link_id", str)
+        if not key.startswith("t3_"):  # a comment could be its own thread
+            raise _BadField("link_id is no submission's name", key[:40])
     elif "title" in item:
         title, text = _field(item, "title", str), _text(item, "selftext")
         key = "t3_" + _field(item, "id", str)
@@ -251,8 +254,9 @@ def _pair(key: str, good: str, bad: str, posts: Mapping[str, Row]) -> Pair | Non
     if len({"", _clean(posts[good]), _clean(posts[bad])}) < 3:
         return None
     above = _above(posts[good], posts)
-    context = _written(above)
-    better, worse = (_written([*above, posts[name]]).removeprefix(context).rstrip() for name in (good, bad))
+    names = _names([*above, posts[good], posts[bad]])
+    context = _written(above, names)
+    better, worse = (_written([*above, posts[n]], names).removeprefix(context).rstrip() for n in (good, bad))
     return None if better == worse else Pair(f"{key}:{good}>{bad}", context, better, worse, key)
 
 
@@ -265,20 +269,32 @@ def _above(row: Row, posts: Mapping[str, Row]) -> list[Row]:
     return chain[::-1]
 
 
-def _written(chain: Sequence[Row]) -> str:
+def _written(chain: Sequence[Row], names: re.Pattern[str]) -> str:
     """A chain as the paper writes it, with aliases, each post followed by an empty line."""
     aliases: dict[str, str] = {}
 
     def alias(name: str) -> str:
         return aliases.setdefault(name.lower(), f"user{len(aliases) + 1}") if name else "user"
 
+    def hide(match: re.Match[str]) -> str:
+        if match["u"] is not None:
+            return match["u"] + alias(match["mentioned"])
+        return match["at"] + alias(match["name"]) if match["at"] or not match["name"].isalpha() else match[0]
+
     parts = []
     for row in chain:
         label = "COMMENT" if "parent" in row.fields else "SUBMISSION"
         author = alias(row.fields["author"])
-        text = _MENTION.sub(lambda match: match[1] + alias(match[2]), _clean(row))
-        parts.append(f"{label} by {author}: {text}\n\n")
+        parts.append(f"{label} by {author}: {names.sub(hide, _clean(row))}\n\n")
     return "".join(parts)
+
+
+def _names(posts: Sequence[Row]) -> re.Pattern[str]:
+    """Finds mentions, and the names of the posts' authors, whole and maybe after an @."""
+    authors = sorted({row.fields["author"] for row in posts} - {""}, key=lambda author: (-len(author), author))
+    either = "|".join(map(re.escape, authors)) or "(?!)"
+    name = rf"(?<![A-Za-z0-9_])(?P<at>@?)(?P<name>{either})(?![A-Za-z0-9_])"
+    return re.compile(f"{_MENTION}|{name}", re.IGNORECASE)
 
 
 def _clean(row: Row) -> str:
@@ -301,7 +317,7 @@ SOURCE = Source(
             "subreddits": ",".join(SUBREDDITS),
             "min_difference": 5,
             "pairs_per_thread": 1,
-            "bots": "automoderator|.*bot",
+            "bots": "AutoModerator|.*[-_]bot|.*Bot",  # but not Talbot
         }
     ),
 )
