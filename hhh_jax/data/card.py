@@ -189,7 +189,7 @@ def _tokenizer(path: str | Path | None, batches: Iterable[list[Record]]) -> tupl
             bpe = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{path}: can't be read as a tokenizer.json of Hugging Face tokenizers: {error}") from None
-        name = Path(path).name
+        name, digest = Path(path).name, sha256(Path(path))
     else:
         sample: list[str] = []
         n = size = 0
@@ -202,7 +202,7 @@ def _tokenizer(path: str | Path | None, batches: Iterable[list[Record]]) -> tupl
         text = _train(sample)
         bpe = tokenizers.Tokenizer.from_str(text)
         name = f"byte-level BPE trained on the first {n:,} records"
-    digest = hashlib.sha256(text.encode()).hexdigest()
+        digest = hashlib.sha256(text.encode()).hexdigest()
     return bpe, {"name": name, "vocab_size": bpe.get_vocab_size(), "sha256": digest}
 
 

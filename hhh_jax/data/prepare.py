@@ -101,7 +101,7 @@ def prepare(
     output = Path(os.path.abspath(output))
     job = Job(settings, bad_rows, output.with_name(output.name + ".partial"))
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        return _check_finished(output, found, job)
+        return _check_finished(output, found, job, tokenizer)
     with _locked(job.folder):
         _begin(job)
         with pool(workers or len(os.sched_getaffinity(0))) as run_all:
@@ -182,7 +182,8 @@ def _begin(job: Job) -> None:
     if path.exists():
         _refuse_difference(job.folder, path, job, "was begun with", f"remove {job.folder} to begin again")
     else:
-        shards.write_json(path, dataclasses.asdict(job.settings))
+        there = _input_state(job.settings.inputs)[0]
+        shards.write_json(path, dataclasses.asdict(job.settings) | {"input_state": there})
     for name in ("rows", "units", "final"):
         with shards.write_errors(job.folder):
             (job.folder / name).mkdir(exist_ok=True)
@@ -198,7 +199,7 @@ def _refuse_difference(folder: Path, path: Path, job: Job, verb: str, remedy: st
             raise UserError(f"{folder}: {verb} {name}={theirs.get(name)!r}, not {ours[name]!r}; {remedy}")
 
 
-def _check_finished(output: Path, found: Source, job: Job) -> dict[str, Any]:
+def _check_finished(output: Path, found: Source, job: Job, tokenizer: str | None) -> dict[str, Any]:
     """The card of a folder that is there already. Raises UserError if it isn't what is asked for."""
     remedy = f"choose another --output, or remove {output}"
     path = output / "settings.json"
@@ -206,6 +207,7 @@ def _check_finished(output: Path, found: Source, job: Job) -> dict[str, Any]:
         raise UserError(f"{output}: is there already, and not a prepared folder; {remedy}")
     _refuse_difference(output, path, job, "is there already, made with", remedy)
     facts = json.loads((output / "card.json").read_text(encoding="utf-8"))
+    _refuse_tokenizer(output, facts, tokenizer, remedy)
     if job.bad_rows == "error" and facts["damage"]:
         raise UserError(f"{output}: is there already, made with --bad_rows=drop; {facts['damage']}; {remedy}")
     if not _untouched(job.settings.inputs, facts["inputs"], path):
@@ -219,17 +221,43 @@ def _check_finished(output: Path, found: Source, job: Job) -> dict[str, Any]:
     return facts
 
 
-def _untouched(names: Iterable[str], read: Iterable[Mapping[str, Any]], since: Path) -> bool:
-    """Whether all inputs are files and folders that nobody has written to since that file was."""
-    limit = since.stat().st_mtime_ns
-    for name in {*names, *(entry["name"] for entry in read)}:
-        path = Path(name)
-        if name == streams.STDIN or not path.exists():
-            return False
-        for each in (path, *(path.rglob("*") if path.is_dir() else ())):
-            if not (each.is_file() or each.is_dir()) or max(each.stat().st_mtime_ns, each.stat().st_ctime_ns) >= limit:
-                return False
-    return True
+def _refuse_tokenizer(output: Path, facts: Mapping[str, Any], tokenizer: str | None, remedy: str) -> None:
+    """Raises UserError if the card's tokens are not of this tokenizer, wherever its file is."""
+    from hhh_jax.data.card import sha256
+
+    theirs = facts["settings"].get("tokenizer")
+    if tokenizer and theirs and sha256(Path(tokenizer)) == facts["tokenizer"]["sha256"]:
+        return
+    if tokenizer or theirs:
+        differ = " (or its content has changed)" * (tokenizer == theirs)
+        made = f"is there already, made with tokenizer={theirs!r}, not {tokenizer!r}{differ}"
+        raise UserError(f"{output}: {made}; {remedy}")
+
+
+def _untouched(names: Sequence[str], read: Iterable[Mapping[str, Any]], path: Path) -> bool:
+    """Whether all inputs are those files and folders that they were when that settings.json was written, and nobody has
+    written to them since."""
+    state, latest = _input_state(names)
+    known = all(entry["name"] != streams.STDIN and os.path.exists(entry["name"]) for entry in read)
+    theirs = json.loads(path.read_text(encoding="utf-8")).get("input_state")
+    return known and state != "" and state == theirs and latest < path.stat().st_mtime_ns
+
+
+def _input_state(names: Iterable[str]) -> tuple[str, int]:
+    """A hash of which files and folders the inputs are, through links, and of when they were written, empty if one is
+    neither; and the latest time (ns) that one was written or put in its place."""
+    state, latest = hashlib.sha256(), 0
+    for name in names:
+        if name == streams.STDIN or not os.path.exists(name):
+            return "", 0
+        for path in (Path(name), *(sorted(Path(name).rglob("*")) if os.path.isdir(name) else ())):
+            if not (path.is_file() or path.is_dir()):
+                return "", 0
+            stat = path.stat()
+            latest = max(latest, stat.st_mtime_ns, stat.st_ctime_ns)
+            real = os.path.realpath(path)
+            state.update(repr((real, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)).encode())
+    return state.hexdigest(), latest
 
 
 def _read_input(found: Source, job: Job, run_all: RunAll) -> tuple[list[dict[str, Any]], Tally, int]:
@@ -335,7 +363,7 @@ def _finish(
         "licence": found.licence,
         "about": found.about,
         "inputs": inputs,
-        "settings": dataclasses.asdict(settings) | {"bad_rows": job.bad_rows},
+        "settings": dataclasses.asdict(settings) | {"bad_rows": job.bad_rows, "tokenizer": tokenizer},
         "read": tally.read,
         "kept": tally.read - tally.dropped.total(),
         "dropped": dict(tally.dropped.most_common()),

@@ -17,6 +17,7 @@ import zstandard
 from hhh_jax.data import datasets, prepare, shards, sources
 from hhh_jax.data.records import Document
 from hhh_jax.data.source import Made
+from hhh_jax.data.tokenizer import train_tokenizer
 from hhh_jax.data.workers import choose_split
 from hhh_jax.errors import UserError
 
@@ -282,6 +283,47 @@ def test_a_folder_that_is_there_already(finished, tmp_path, capsys):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is there already, and not a prepared folder"):
         prepare.prepare(THREADS, [name], tmp_path)
+
+
+def test_a_link_that_points_elsewhere_is_read_again(tmp_path):
+    (tmp_path / "link").mkdir()
+    for folder in ("new", "old"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "in").write_text("".join(f"{folder} {i}\ttext\n" for i in range(40)))
+        os.utime(tmp_path / folder / "in", (0, 0))
+    link = tmp_path / "link" / "now"
+    link.symlink_to(tmp_path / "new")
+    arguments = (NOTES, [str(link / "in")], tmp_path / "out")
+    card = prepare.prepare(*arguments, workers=1)
+    modified = (tmp_path / "out" / "settings.json").stat().st_mtime_ns
+    assert prepare.prepare(*arguments) == card
+    link.unlink()
+    link.symlink_to(tmp_path / "old")
+    assert (tmp_path / "old" / "in").stat().st_ctime_ns < modified  # older than the folder
+    with pytest.raises(UserError, match="made from an input that has changed since; choose another"):
+        prepare.prepare(*arguments)
+
+
+def test_another_tokenizer(tmp_path):
+    (tmp_path / "in").write_text("".join(f"note {i}\ttext {i}\n" for i in range(40)))
+    for name, size in (("a.json", 258), ("b.json", 260)):
+        (tmp_path / name).write_text(train_tokenizer(["some text", "other text"], size).to_json())
+    (tmp_path / "same.json").write_text((tmp_path / "a.json").read_text())
+    a, b, same = (str(tmp_path / name) for name in ("a.json", "b.json", "same.json"))
+
+    def made(output, tokenizer):
+        return prepare.prepare(NOTES, [str(tmp_path / "in")], tmp_path / output, workers=1, tokenizer=tokenizer)
+
+    card = made("given", a)
+    assert made("given", a) == made("given", same) == card
+    trained = made("trained", None)
+    assert made("trained", None) == trained
+    for output, tokenizer in (("given", b), ("given", None), ("trained", a)):
+        with pytest.raises(UserError, match=f"{output}: is there already, made with tokenizer=.*, not .*; choose"):
+            made(output, tokenizer)
+    Path(a).write_text(Path(b).read_text())
+    with pytest.raises(UserError, match=r"made with tokenizer='.*a\.json', not .* \(or its content has changed\)"):
+        made("given", a)
 
 
 def test_every_sort_of_bad_row(tmp_path, monkeypatch):
