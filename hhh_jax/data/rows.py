@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hhh_jax.data import streams
 from hhh_jax.data.source import Block, Drop, Row
-from hhh_jax.data.streams import STDIN, lines
 from hhh_jax.errors import UserError
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")
@@ -54,7 +54,7 @@ def paths(inputs: Sequence[str], wanted: Callable[[str], bool], what: str) -> li
     found = []
     for name in inputs:
         folder = Path(name)
-        if name == STDIN or not folder.is_dir():
+        if name == streams.STDIN or not folder.is_dir():
             found.append(name)
             continue
         below = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
@@ -89,9 +89,22 @@ def split_of(name: str) -> str | None:
 
 def json_lines(block: Block) -> Iterator[tuple[str, dict[str, Any] | Skip]]:
     """(place, object) of every line that isn't blank."""
-    for place, line in lines(block):
+    for place, line in streams.lines(block):
         if line.strip():
             yield place, _json_object(line)
+
+
+def blocks_of(name: str, lines: Iterable[bytes]) -> Iterator[Block]:
+    """Lines, each with its end, in blocks of about BLOCK_BYTES; `first` counts them from 1."""
+    first, parts, size = 1, [], 0
+    for line in lines:
+        parts.append(line)
+        size += len(line)
+        if size > streams.BLOCK_BYTES:
+            yield Block(f"{name}:{first}", name, b"".join(parts), first)
+            first, parts, size = first + len(parts), [], 0
+    if parts:
+        yield Block(f"{name}:{first}", name, b"".join(parts), first)
 
 
 def _json_object(line: bytes) -> dict[str, Any] | Skip:

@@ -87,17 +87,33 @@ def parquet(path, columns, **kwargs):
     return path
 
 
-def test_parquet(tmp_path):
+def test_parquet(tmp_path, monkeypatch):
     n = 2500
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 50_000)
     columns = {"text": [f"Document {i} é" for i in range(n)], "id": list(range(n)), "date": [None] * n}
     path = parquet(tmp_path / "000_00000.parquet", columns, row_group_size=600, compression="zstd")
     with streams.journal() as journal:
-        assert len(list(text.SOURCE.blocks([str(path)], OPTIONS))) >= 3
+        sizes = [len(block.data) for block in text.SOURCE.blocks([str(path)], OPTIONS)]
+    assert len(sizes) >= 3 and all(50_000 < size < 51_000 for size in sizes[:-1])
     assert journal.inputs[str(path)]["bytes"] == path.stat().st_size
     made, drops = read(path)
     assert list(made) == [f"000_00000.parquet:{i + 1}" for i in range(n)]
     assert made["000_00000.parquet:2500"] == ("Document 2499 é", "2499", None)
     assert not drops
+
+
+def test_parquet_is_read_in_small_pieces_and_the_needed_columns_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 10_000)
+    columns = {
+        "text": ["x" * 3000] * 100,
+        "image": [b"y" * 100_000] * 100,
+        "meta": [{"url": f"u{i}"} for i in range(100)],
+    }
+    path = parquet(tmp_path / "a.parquet", columns)
+    blocks = list(text.SOURCE.blocks([str(path)], OPTIONS))
+    assert max(len(block.data) for block in blocks) < 13_200 and len(blocks) == 25
+    assert json.loads(blocks[-1].data.splitlines()[-1]) == {"text": "x" * 3000, "meta": {"url": "u99"}}
+    assert [block.first for block in blocks] == list(range(1, 100, 4))
 
 
 def test_broken_parquet(tmp_path):
@@ -228,6 +244,21 @@ def test_near_duplicates_are_left_out(tmp_path):
         ("nearly repeats an earlier document", f"{second}:2", f"{first}:1"),
     ]
     assert [drop.reason for drop in drops if drop.bad] == ["broken JSON"]
+
+
+def test_near_duplicates_are_never_taken_from_a_held_out_split(tmp_path):
+    pytest.importorskip("rensa", reason="needs the data extra")
+    one, two = (" ".join(f"{word}{i}" for i in range(100)) for word in ("a", "b"))
+    train = json_lines(tmp_path / "train.jsonl", *({"text": text} for text in (one, two, "own words", "own words")))
+    valid = json_lines(tmp_path / "valid.jsonl", {"text": two}, {"text": f"{one} end"})
+    test = json_lines(tmp_path / "test.jsonl", {"text": one}, {"text": one.upper()})
+    made, drops = read([train, valid, test], dedup=0.8)
+    assert list(made) == ["test.jsonl:1", "test.jsonl:2", "valid.jsonl:1", "valid.jsonl:2", "train.jsonl:3"]
+    assert [(drop.place, drop.detail) for drop in drops] == [
+        (f"{train}:1", f"{test}:1"), (f"{train}:2", f"{valid}:1"), (f"{train}:4", f"{train}:3"),
+    ]  # fmt: skip
+    unnamed, _ = read([train, valid, test], dedup=0.8, names=False)
+    assert list(unnamed) == ["train.jsonl:1", "train.jsonl:2", "train.jsonl:3"]
 
 
 def test_records_do_not_depend_on_where_the_input_lies(tmp_path):

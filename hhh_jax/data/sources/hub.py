@@ -67,16 +67,9 @@ def blocks(inputs: Sequence[str], options: Options) -> Iterator[Block]:
 def _split_blocks(name: str, split: str, source: Any, options: Options) -> Iterator[Block]:
     names = [options[column] for column in (*_COLUMNS[options["kind"]], "group") if options[column]]
     columns = {column.split(".")[0] for column in names}
-    first, lines, size = 1, [], 0
-    number = 0
-    for number, row in enumerate(_rows(source, columns, f"{name}/{split}"), 1):
-        lines.append(json.dumps(row, default=_plain).encode() + b"\n")
-        size += len(lines[-1])
-        if size > streams.BLOCK_BYTES:
-            yield Block(f"{name}/{split}:{first}", f"{name}/{split}", b"".join(lines), first)
-            first, lines, size = number + 1, [], 0
-    if lines:
-        yield Block(f"{name}/{split}:{first}", f"{name}/{split}", b"".join(lines), first)
+    place = f"{name}/{split}"
+    lines = (json.dumps(row, default=_plain).encode() + b"\n" for row in _rows(source, columns, place))
+    return rows.blocks_of(place, lines)
 
 
 def _rows(source: Any, columns: Iterable[str], place: str) -> Iterator[dict[str, Any]]:

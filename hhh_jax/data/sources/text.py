@@ -10,7 +10,8 @@
 - In a folder, text is only read if there are no rows. Files and folders named train, validation, test (c4-train.00000,
   val.jsonl, train/00.jsonl) tell splits, except of books (``.md``); ``--option=names=false`` ignores that.
 - ``--option=dedup=0.8`` leaves out documents that nearly repeat an earlier one; see `hhh_jax.data.near_duplicates`. It
-  reads the input once more, beforehand.
+  reads the input once more, beforehand. Files that tell a held-out split go first and stay whole, so that what nearly
+  repeats them is left out of train.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ from hhh_jax.errors import UserError
 _ROWS, _TEXT, _PARQUET = "jsonl", "text", "parquet"
 _TEXT_ENDINGS = (".txt", ".md", ".tokens")
 _SPLIT = re.compile(r"(?:.*[-_.])?(train|validation|valid|val|dev|test)(?:[-_.]?\d+(?:-of-\d+)?)?")
-_BATCH = 1024  # rows of parquet read at a time
+_BATCH, _BUFFER = 16, 2**20  # rows of parquet, and bytes of a column, read at a time
 _PARAGRAPH = r"(?<=\n)[ \t\r]*\n"  # a blank line
 _META = ("meta", "metadata")
+_IDS = ("url", "id")  # that a row's group is named by, or else one of its _META
+_HELD_OUT = ("test", "validation")
 
 
 def blocks(inputs: Sequence[str], options: Options) -> Iterator[Block]:
@@ -51,6 +54,8 @@ def blocks(inputs: Sequence[str], options: Options) -> Iterator[Block]:
         return
     if streams.STDIN in inputs:
         raise UserError("dedup reads the input twice, which standard input can't be; give files")
+    if options["names"]:
+        files.sort(key=lambda file: [split_of(file.path) != split for split in _HELD_OUT])
     repeats = _repeats(files, options)
     for block in _blocks(files, options):
         context = json.loads(block.context) | {"repeats": next(repeats)}
@@ -145,15 +150,17 @@ def split_of_group(planned: str | None, group: str) -> str | None:
 
 def _blocks(files: Sequence[_File], options: Options) -> Iterator[Block]:
     splits = plan_splits([split_of(file.path) if options["names"] else None for file in files])
+    fields = [options["field"], *([options["group"]] if options["group"] else (*_IDS, *_META))]
+    columns = [field.split(".")[0] for field in fields]
     for file, split in zip(files, splits, strict=True):
         context = {"format": _TEXT if file.form == _TEXT else _ROWS, "name": file.name, "split": split}
-        for block in _file_blocks(file.path, file.form, options["document"]):
+        for block in _file_blocks(file.path, file.form, options["document"], columns):
             yield dataclasses.replace(block, context=json.dumps(context).encode())
 
 
-def _file_blocks(path: str, form: str, document: str) -> Iterator[Block]:
+def _file_blocks(path: str, form: str, document: str, columns: Sequence[str]) -> Iterator[Block]:
     if form == _PARQUET:
-        return parquet_blocks(path)
+        return parquet_blocks(path, columns)
     if form == _ROWS or document == "line":
         return streams.line_blocks([path])
     if document == "file":
@@ -204,23 +211,29 @@ def document_blocks(name: str, starts: re.Pattern[bytes], size: int = streams.BL
                 return
 
 
-def parquet_blocks(path: str) -> Iterator[Block]:
-    """The rows as JSON Lines; `first` counts them from 1. Values that JSON lacks come as text."""
+def parquet_blocks(path: str, columns: Sequence[str]) -> Iterator[Block]:
+    """The rows as JSON Lines with those of the columns that are there; `first` counts them from 1.
+
+    Values that JSON lacks come as text.
+    """
+    return rows.blocks_of(path, _parquet_lines(path, columns))
+
+
+def _parquet_lines(path: str, columns: Sequence[str]) -> Iterator[bytes]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ModuleNotFoundError:
         raise UserError(f"{path}: parquet needs pyarrow: pip install pyarrow, or the extra data") from None
     streams.note_file(path)
-    first = 1
+    done = 0
     try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(_BATCH):
-                lines = [_json_line(row) for row in _python_rows(batch)]
-                yield Block(f"{path}:{first}", path, b"".join(lines), first)
-                first += len(lines)
+        with parquet.ParquetFile(path, buffer_size=_BUFFER) as file:
+            for batch in file.iter_batches(_BATCH, columns=columns):
+                yield from map(_json_line, _python_rows(batch))
+                done += len(batch)
     except (pyarrow.ArrowException, OSError) as error:
-        streams.current_journal().drop("broken parquet", f"{path}:{first} or one of the next", str(error)[:300])
+        streams.current_journal().drop("broken parquet", f"{path}:{done + 1} or one of the next", str(error)[:300])
 
 
 def _python_rows(batch: Any) -> Iterator[dict[str, Any] | None]:
@@ -267,7 +280,7 @@ def _of_row(row: dict[str, Any] | rows.Skip, name: str, options: Options) -> Doc
 def _group(row: dict[str, Any], field: str) -> str | None:
     if field:
         return label(row, field)
-    for name, part in itertools.product(("url", "id"), (row, *(row.get(meta) for meta in _META))):
+    for name, part in itertools.product(_IDS, (row, *(row.get(meta) for meta in _META))):
         if isinstance(part, dict) and part.get(name) is not None:
             return label(part, name)
     return None
@@ -330,15 +343,19 @@ def read(block: Block, options: Options) -> Iterator[Row | Drop]:
 def _repeats(files: Sequence[_File], options: Options) -> Iterator[list[tuple[int, str]]]:
     """For every block (number of a document in it, place of what it repeats); reads all of them first."""
     with Finder(options["dedup"]) as finder, contextlib.closing(Lines()) as places:
+        held_out = 0
         numbers: list[array.array[int]] = []  # of a block's documents that aren't skipped
         with streams.journal(streams.current_journal().bad_rows):
             for block in _blocks(files, options):
                 numbered = [(n, p, d) for n, (p, d) in enumerate(_documents(block, options)) if isinstance(d, Document)]
                 numbers.append(array.array("I", [number for number, _, _ in numbered]))
                 finder.add([document.text for _, _, document in numbered])
+                if json.loads(block.context)["split"] in _HELD_OUT:  # their files come first
+                    held_out += len(numbered)
                 for _, place, _ in numbered:
                     places.add(place)
         earlier = finder.earlier()
+        earlier[:held_out] = -1
         print(f"near duplicates: {(earlier >= 0).sum():,} of {len(earlier):,} documents", file=sys.stderr)
         done = 0
         for block_numbers in numbers:
