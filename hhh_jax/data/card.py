@@ -81,7 +81,7 @@ def write_card(directory: Path, facts: dict[str, Any], *, tokenizer: str | Path 
     }
     write_json(directory / "card.json", card)
     with new_path(directory / "card.html") as partial:
-        partial.write_text(card_page.render(card), encoding="utf-8")
+        partial.write_text(card_page.render(card), encoding="utf-8", errors="backslashreplace")
 
 
 class Known:

@@ -99,6 +99,8 @@ def prepare(
     if tokenizer and not Path(tokenizer).is_file():
         raise UserError(f"--tokenizer={tokenizer}: no such file")
     output = Path(os.path.abspath(output))
+    if shards.storable(str(output)) != str(output):
+        raise UserError(f"--output={output}: must be UTF-8, all folders that it is in too")
     job = Job(settings, bad_rows, output.with_name(output.name + ".partial"))
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         return _check_finished(output, found, job, tokenizer)

@@ -77,8 +77,14 @@ def new_path(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON, whole or not at all."""
-    with new_path(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    with new_path(path) as partial:  # JSON spells half a surrogate pair as Python does, so that it comes back
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def storable(text: str) -> str:
+    """The text with each half of a surrogate pair, as in names that aren't UTF-8, spelled out."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def remove(path: Path) -> None:
@@ -155,8 +161,9 @@ def write_rows(path: Path, rows: Iterable[tuple[bytes, bytes]], buckets: int, me
 
 
 def pack_row(row: Row) -> tuple[bytes, bytes]:
-    """A row as key and rest, without tabs and line ends. Raises UnicodeEncodeError at half a surrogate pair."""
-    rest = json.dumps([row.fields, row.place], ensure_ascii=False)
+    """A row as key and rest, without tabs and line ends. Raises UnicodeEncodeError at half a surrogate pair,
+    but for the place."""
+    rest = json.dumps([row.fields, storable(row.place)], ensure_ascii=False)
     return json.dumps(row.key, ensure_ascii=False).encode(), rest.encode()
 
 

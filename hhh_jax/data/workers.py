@@ -83,12 +83,13 @@ class Tally:
 
     def drop(self, drop: Drop, rows: int = 1) -> None:
         """Counts `rows` rows as dropped, not as read."""
-        self.dropped[drop.reason] += rows
-        examples = self.examples.setdefault(drop.reason, [])
+        reason, place, detail = map(shards.storable, (drop.reason, drop.place, drop.detail))
+        self.dropped[reason] += rows
+        examples = self.examples.setdefault(reason, [])
         if len(examples) < EXAMPLES:
-            examples.append({"place": drop.place, "detail": drop.detail[:300]})
+            examples.append({"place": place, "detail": detail[:300]})
         if drop.bad and not self.bad:
-            self.bad = f"{drop.place}: {drop.reason}{': ' if drop.detail else ''}{drop.detail}"
+            self.bad = f"{place}: {reason}{': ' if detail else ''}{detail}"
 
     def refuse_bad(self, bad_rows: str) -> None:
         """Raises UserError if a damaged row was dropped and that is not allowed."""
@@ -169,7 +170,7 @@ def digest(batch: Iterable[Block]) -> str:
     """SHA-256 (hex) of all that reading the blocks may depend on."""
     sha = hashlib.sha256()
     for block in batch:
-        for part in (block.name.encode(), str(block.first).encode(), block.context, block.data):
+        for part in (os.fsencode(block.name), str(block.first).encode(), block.context, block.data):
             sha.update(len(part).to_bytes(8))
             sha.update(part)
     return sha.hexdigest()

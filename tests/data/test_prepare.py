@@ -357,6 +357,23 @@ def test_every_sort_of_bad_row(tmp_path, monkeypatch):
         prepare.prepare(NOTES, [str(name)], tmp_path / "out", options=options, bad_rows="error")
 
 
+def test_what_is_not_utf8_outside_of_records(tmp_path):
+    """Names and what is said of dropped rows: the run ends well, and finds its folder again."""
+    path = tmp_path / os.fsdecode(b"in\xff")
+    path.write_bytes(b"".join(b"note %d\ttext %d\n" % (i, i) for i in range(50)) + b"no tab \xff\n")
+    status, text = Process(tmp_path / "out", f"--source={NOTES}", f"--input={path}", "--workers=1").end()
+    assert status == 0, text
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    spelled = str(tmp_path / r"in\udcff")
+    assert card["dropped_examples"] == {"no tab": [{"place": f"{spelled}:51", "detail": r"no tab \udcff"}]}
+    assert card["kept"] == 50 and card["damage"].startswith(f"{spelled}:51: no tab: ")
+    assert card["inputs"][0]["name"] == str(path)
+    assert spelled in (tmp_path / "out" / "card.html").read_text()
+    assert prepare.prepare(NOTES, [str(path)], tmp_path / "out") == card
+    os.utime(path)  # touched: it is read again
+    assert prepare.prepare(NOTES, [str(path)], tmp_path / "out") == card
+
+
 def test_half_a_surrogate_pair(tmp_path):
     rows = [*thread_rows(40), {"thread": "x\ud800", "text": "a"}, {"thread": "1", "text": "a\udfff", "score": 0.5}]
     card = prepare.prepare(THREADS, [write_lines(tmp_path / "in", rows)], tmp_path / "out", workers=1)
@@ -400,6 +417,7 @@ def test_a_source_that_fails_or_loses_rows(tmp_path):
         ({"workers": -1}, "--workers=-1: must be positive"),
         ({"bad_rows": "keep"}, "--bad_rows=keep: must be one of drop, error"),
         ({"tokenizer": "nowhere.json"}, "--tokenizer=nowhere.json: no such file"),
+        ({"output": os.fsdecode(b"out\xff")}, "--output=.*: must be UTF-8"),
         ({"inputs": []}, "--input: give a path"),
         ({"inputs": ["a", ""]}, "--input: give a path"),
         ({"inputs": ["a", "b", "a"]}, "--input: a is given 2 times"),

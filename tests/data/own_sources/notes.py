@@ -15,7 +15,7 @@ def read(block: Block, options: Options) -> Iterator[Row | Drop]:
     for place, line in streams.lines(block):
         name, tab, text = line.partition(b"\t")
         if not tab:
-            yield Drop("no tab", place, line[:20].decode(errors="replace"), bad=True)
+            yield Drop("no tab", place, line[:20].decode(errors="surrogateescape"), bad=True)
             continue
         try:
             yield as_row(Document(name.decode(), text.decode(), name.decode()), None, place)
