@@ -16,8 +16,8 @@ from hhh_jax.data import streams
 from hhh_jax.data.source import Block, Drop, Row
 from hhh_jax.errors import UserError
 
-JSON_LINES = (".jsonl", ".json", ".ndjson")
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_JSON_LINES = (".jsonl", ".json", ".ndjson")
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _SPLITS = {
     "train": "train", "training": "train",
     "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
@@ -66,19 +66,22 @@ def paths(inputs: Sequence[str], wanted: Callable[[str], bool], what: str) -> li
     return found
 
 
+def bare(name: str) -> str:
+    """A file's name without the endings of compression."""
+    for ending in _COMPRESSED:
+        name = name.removesuffix(ending)
+    return name
+
+
 def stem(name: str) -> str:
     """A file's name in lower case without folders and the endings of compression and format."""
-    name = Path(name).name.lower()
-    for ending in COMPRESSED:
-        name = name.removesuffix(ending)
+    name = bare(Path(name).name.lower())
     return name.rpartition(".")[0] or name
 
 
 def is_json_lines(name: str) -> bool:
     """Whether a file's name is one that JSON Lines have, compressed or not."""
-    for ending in COMPRESSED:
-        name = name.removesuffix(ending)
-    return name.endswith(JSON_LINES)
+    return bare(name).endswith(_JSON_LINES)
 
 
 def split_of(name: str) -> str | None:
@@ -212,11 +215,6 @@ def _is_text(value: str) -> bool:
 def digest(*texts: str) -> str:
     """16 hex digits that tell the texts apart; for ids and keys."""
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
-
-
-def share(name: str) -> float:
-    """A place on [0, 1) that depends on the name only."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6]) / 2**48
 
 
 def shuffled(options: Sequence[str], right: int, name: str, seed: int) -> tuple[tuple[str, ...], int]:

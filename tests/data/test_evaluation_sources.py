@@ -42,7 +42,7 @@ def test_hhh_answers_are_in_an_order_that_says_nothing(write):
 
 
 def test_hhh_comparisons_of_one_question_are_a_group(write):
-    paths = [write(f"{name}/task.json", task(example(), example(scores={"A": 0, "B": 1, "C": 0}), example("Who?")))
+    paths = [write(f"{name}/task.json", task(example(), example(" How?\n", {"A": 0, "B": 1, "C": 0}), example("Who?")))
              for name in ("honest", "other")]  # fmt: skip
     made = run(HHH, paths)
     assert len(made.records) == 6 and len({record.group for record in made.records}) == 2

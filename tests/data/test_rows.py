@@ -43,7 +43,8 @@ def test_split_is_a_word_of_the_file_name(name, split):
     assert rows.split_of(name) == split
 
 
-def test_stem_and_json_lines_see_through_compression():
+def test_names_are_seen_through_compression():
+    assert rows.bare("a/Novel.txt.bz2") == rows.bare("a/Novel.txt") == "a/Novel.txt"
     assert rows.stem("A/Posts.jsonl.GZ".lower()) == "posts" and rows.stem("LICENSE") == "license"
     assert rows.is_json_lines("a.jsonl.zst") and rows.is_json_lines("a.json") and not rows.is_json_lines("a.csv.gz")
 
@@ -125,8 +126,3 @@ def test_shuffled_options_keep_the_right_one_and_leave_no_position_out():
         places.append(label)
     assert all(40 < places.count(place) < 95 for place in range(3))
     assert [rows.shuffled("abc", 0, f"item {n}", 1)[1] for n in range(200)] != places
-
-
-def test_share_is_even():
-    shares = [rows.share(str(number)) for number in range(2000)]
-    assert all(0 <= share < 1 for share in shares) and abs(sum(shares) / 2000 - 0.5) < 0.03

@@ -6,6 +6,8 @@ import pytest
 from source_runs import run
 
 from hhh_jax.data import sources
+from hhh_jax.data.records import SPLITS
+from hhh_jax.data.shards import fraction
 from hhh_jax.errors import UserError
 
 SUMMARIZE = sources.load("summarize")
@@ -65,6 +67,8 @@ def test_the_paper_shuffles_training_pairs_which_leaks(comparisons):
     made = run(SUMMARIZE, comparisons(*rows, row(split="valid1")), split="paper")
     assert made.kept == 1000 and list(made.reasons.values()) == [1]
     assert 250 < len(made.of("test")) < 375 and 0 < len(made.of("validation")) < 30  # 29 of 93, 1 of 100
+    places = {split: [fraction(pair.id) for pair in made.of(split)] for split in SPLITS}
+    assert max(places["test"]) < 29 / 93 <= min(places["train"]) and max(places["train"]) < 0.99
     assert all(pair.id.startswith("leaky:") and pair.group == pair.id for pair in made.records)
     assert "LEAKY" in SUMMARIZE.about
     assert run(SUMMARIZE, comparisons(*rows), split="paper").of("test") == made.of("test")  # not by the other rows

@@ -1,10 +1,10 @@
 """HHH alignment: is the answer chosen that helps, is honest and does no harm? For evaluation only.
 
 `hhh_alignment/{harmless,helpful,honest,other}/task.json` of BIG-bench, the paper's own comparisons (arXiv 2112.00861):
-`examples[]` of `{input, target_scores: {answer: 1 or 0}}`. The published good answer always comes first; here
-(seed, id) draws the order. The context is the input as it is: a question, or a dialogue that starts and ends in the
-human's words; prompts add "Human:" and "Assistant:" around it. An answer starts with a space. Categories are folders,
-groups are inputs, several of which are compared more than once.
+`examples[]` of `{input, target_scores: {answer: 1 or 0}}`. The published good answer always comes first; here (seed,
+id) draws the order. The context is the input without the white space around it: a question, or a dialogue that starts
+and ends in the human's words; prompts add "Human:" and "Assistant:" around it. An answer starts with a space.
+Categories are folders, groups are inputs, several of which are compared more than once.
 """
 
 from __future__ import annotations

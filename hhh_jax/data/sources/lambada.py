@@ -30,19 +30,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from hhh_jax.data.records import SPLITS, Document, Prompt
-from hhh_jax.data.rows import (
-    COMPRESSED,
-    Skip,
-    digest,
-    each,
-    is_json_lines,
-    json_lines,
-    paths,
-    share,
-    split_of,
-    stem,
-    text,
-)
+from hhh_jax.data.rows import Skip, bare, digest, each, is_json_lines, json_lines, paths, split_of, stem, text
+from hhh_jax.data.shards import fraction
 from hhh_jax.data.source import Block, Drop, Options, Row, Source, as_row, one_by_one
 from hhh_jax.data.streams import STDIN, file_blocks, line_blocks, lines
 from hhh_jax.errors import UserError
@@ -83,9 +72,7 @@ def blocks(inputs: Sequence[str], options: Options) -> Iterator[Block]:
 
 
 def _known(name: str) -> bool:
-    for ending in COMPRESSED:
-        name = name.removesuffix(ending)
-    return name.endswith((".jsonl", ".txt", ".md")) and not stem(name).startswith(("lambada_control", "readme"))
+    return bare(name).endswith((".jsonl", ".txt", ".md")) and not stem(name).startswith(("lambada_control", "readme"))
 
 
 def _is_novel(name: str) -> bool:
@@ -128,7 +115,7 @@ def _novel(block: Block, options: Options) -> Iterator[Row | Drop]:
         yield Drop("not UTF-8", f"{block.name}: byte {error.start + 1}", bad=True)
         return
     group = f"{stem(block.name)}:{digest(whole)[:8]}"
-    split = "validation" if share(f"novel {group}") < options["held_out_novels"] else "train"
+    split = "validation" if fraction(f"novel {group}") < options["held_out_novels"] else "train"
     if options["kind"] == "documents":
         yield as_row(Document(group, whole, group), split, block.place)
         return

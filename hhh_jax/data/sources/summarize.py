@@ -8,9 +8,10 @@
 and for an article ``Article:\n\n...\n\nTL;DR:``; a summary starts with a space.
 
 Splits are the publisher's by default: train, valid1 as validation, valid2 (meant for final evaluations) as test. A post
-is in one split only; groups are posts. With ``--option=split=paper`` the 92,858 published training pairs are shuffled,
-64 of each 93 to train and 29 to test, as arXiv 2112.00861 does. That is leaky: pairs of one post, and the same two
-summaries judged by another person, are on both sides. The ids of such records begin with "leaky".
+is in one split only; groups are posts. With ``--option=split=paper`` the 92,858 published training pairs are shuffled:
+29 of each 93 to test and 64 to train, as in arXiv 2112.00861, but for 1 of 100 to validation. That is leaky: pairs of
+one post, and the same two summaries judged by another person, are on both sides. The ids of such records begin with
+"leaky".
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from types import MappingProxyType
 from typing import Any
 
 from hhh_jax.data.records import SPLITS, Pair
-from hhh_jax.data.rows import Skip, digest, each, index, is_json_lines, json_lines, paths, share, text
+from hhh_jax.data.rows import Skip, digest, each, index, is_json_lines, json_lines, paths, text
+from hhh_jax.data.shards import fraction
 from hhh_jax.data.source import Block, Drop, Made, Options, Row, Source, as_row, one_by_one
 from hhh_jax.data.streams import line_blocks
 from hhh_jax.errors import UserError
@@ -50,7 +52,7 @@ def _shuffled(row: dict[str, Any], place: str) -> Row:
     if split != "train":
         raise Skip("not a published training pair, which alone the paper shuffles", bad=False)
     name = f"leaky:{pair.id}"
-    where = share(name)
+    where = fraction(name)
     split = "test" if where < PAPER_TEST else "validation" if where >= 1 - PAPER_VALIDATION else "train"
     return as_row(Pair(name, pair.context, pair.good, pair.bad, name), split, place)
 

@@ -95,14 +95,8 @@ def distinct(short: Sequence[str], full: Sequence[str]) -> list[str]:
     return [name if counts[name] == 1 else whole for name, whole in zip(short, full, strict=True)]
 
 
-def _bare(name: str) -> str:
-    for ending in rows.COMPRESSED:
-        name = name.removesuffix(ending)
-    return name
-
-
 def _is_text(name: str) -> bool:
-    return _bare(name).endswith(_TEXT_ENDINGS)
+    return rows.bare(name).endswith(_TEXT_ENDINGS)
 
 
 def _has_rows(name: str) -> bool:  # a .json that isn't compressed is some program's settings
@@ -121,7 +115,7 @@ def _format(path: str) -> str:
 
 def split_of(path: str) -> str | None:
     """The split that a file's name tells, or the name of the folder that it is in."""
-    if _bare(path).endswith(".md"):
+    if rows.bare(path).endswith(".md"):
         return None
     for name in (rows.stem(path), Path(path).parent.name):
         if match := _SPLIT.fullmatch(name):
