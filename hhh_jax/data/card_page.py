@@ -98,6 +98,9 @@ def render(card: Card) -> str:
 def findings(card: Card) -> Iterator[tuple[str, str]]:
     """(badge, sentence) of what a user of the data has to know; the badge is a word."""
     noun = KIND_NAMES[card["kind"]]
+    for entry in card["inputs"]:
+        if "damage" in entry:
+            yield "damage", f"{entry['name']} could not be read to its end: {entry['damage']}."
     for split, found in card["overlap"].items():
         n = found["records"]
         if found["contexts"] or found["groups"]:

@@ -216,7 +216,7 @@ def _check_finished(output: Path, found: Source, job: Job, tokenizer: str | None
         with streams.journal(job.bad_rows) as journal:
             for _ in found.blocks(job.settings.inputs, job.options):
                 pass
-        if list(journal.inputs.values()) != facts["inputs"]:
+        if _content(journal.inputs.values()) != _content(facts["inputs"]):
             raise UserError(f"{output}: is there already, made from an input that has changed since; {remedy}")
     shards.remove(job.folder)  # of a run that was killed at its last step
     print(f"{output}: is there already, made by the same settings from the same input", file=sys.stderr)
@@ -234,6 +234,11 @@ def _refuse_tokenizer(output: Path, facts: Mapping[str, Any], tokenizer: str | N
         differ = " (or its content has changed)" * (tokenizer == theirs)
         made = f"is there already, made with tokenizer={theirs!r}, not {tokenizer!r}{differ}"
         raise UserError(f"{output}: {made}; {remedy}")
+
+
+def _content(inputs: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """What tells inputs apart; how much of damaged ones was read depends on how a pipe delivers them."""
+    return [(entry["name"], entry["bytes"], entry["sha256"]) for entry in inputs]
 
 
 def _untouched(names: Sequence[str], read: Iterable[Mapping[str, Any]], path: Path) -> bool:
@@ -423,11 +428,17 @@ def summary(output: str, card: Mapping[str, Any]) -> str:
     """Some lines for people."""
     records = ", ".join(f"{split} {n:,}" for split, n in card["records"].items())
     dropped = [f"  dropped {n:,}: {reason}" for reason, n in card["dropped"].items()]
+    cut = [
+        shards.storable(f"  {entry['name']} could not be read to its end: {entry['damage']}")
+        for entry in card["inputs"]
+        if "damage" in entry
+    ]
     return "\n".join(
         [
             f"{output}: {card['kind']}: {records}",
             f"  read {card['read']:,} rows, kept {card['kept']:,}",
             *dropped,
+            *cut,
             f"  more in {Path(output) / 'card.html'}",
         ]
     )

@@ -43,7 +43,8 @@ class Journal:
 
     Attributes:
       bad_rows: ``error`` makes damage that loses rows a UserError, ``drop`` counts it and goes on.
-      inputs: ``{name, bytes, sha256}`` of every input, as stored (compressed), in the order in which they were done.
+      inputs: ``{name, bytes, sha256}`` of every input, as stored (compressed), in the order in which they were done;
+        ``damage`` says why one could not be read to its end, and how much of it was not.
       drops: rows left out.
       raw_bytes: read so far, of all inputs.
     """
@@ -58,6 +59,15 @@ class Journal:
         if self.bad_rows == "error":
             raise UserError(f"{place}: {reason}{': ' if detail else ''}{detail}; --bad_rows=drop leaves such rows out")
         self.drops.append(Drop(reason, place, detail, bad=True))
+
+    def enter(self, name: str, **facts: Any) -> None:
+        """Adds to what is known of an input."""
+        self.inputs.setdefault(name, {"name": name}).update(facts)
+
+    def end_early(self, name: str, reason: str, place: str, detail: str) -> None:
+        """Counts one damaged row as left out where an input can't be read on, and enters that it was not."""
+        self.drop(reason, place, detail)
+        self.enter(name, damage=f"{reason}: {detail}")
 
 
 _JOURNAL: contextvars.ContextVar[Journal | None] = contextvars.ContextVar("journal", default=None)
@@ -80,14 +90,19 @@ def current_journal() -> Journal:
 
 
 class Damage(Exception):
-    """Compressed data that can't be read on; the message says why."""
+    """Compressed data that can't be read on; the message says why, `left` how many bytes at hand were not decoded."""
+
+    def __init__(self, why: str, left: int = 0) -> None:
+        super().__init__(why)
+        self.left = left
 
 
 class Input(io.RawIOBase):
     """A decompressed input; see `open_input`. For lines or small reads wrap it in `io.BufferedReader`.
 
-    Damage to the compressed data is a UserError, or with ``bad_rows=drop`` counted once, for the row that it tears;
-    the data then ends, `broken` is True, and the reader leaves out what follows the last whole row.
+    Damage to the compressed data is a UserError, or with ``bad_rows=drop`` counted once, for the row that it tears,
+    and entered with the number of stored bytes that were not decoded; the data then ends, `broken` is True, and the
+    reader leaves out what follows the last whole row.
     """
 
     def __init__(self, name: str) -> None:
@@ -125,11 +140,7 @@ class Input(io.RawIOBase):
         return part
 
     def close(self) -> None:
-        """Also reads what is left of the stored bytes, for their hash, if the data was broken."""
         if not self.closed:
-            if self.broken:
-                while self._raw.read(_CHUNK):
-                    pass
             self._raw.close()
         super().close()
 
@@ -146,7 +157,13 @@ class Input(io.RawIOBase):
                 yield chunk
         except Damage as error:
             self.broken = True
-            self._journal.drop(_DAMAGE, self._raw.place(), str(error))
+            place, done, detail = self._raw.place(), self._raw.position - error.left, str(error)
+            if self._journal.bad_rows == "drop":
+                while self._raw.read(_CHUNK):  # what is left, for its hash
+                    pass
+                if unread := self._raw.position - done:
+                    detail += f"; up to {unread:,} of the {self._raw.position:,} stored bytes were not read"
+            self._journal.end_early(self.name, _DAMAGE, place, detail)
 
 
 def open_input(name: str) -> Input:
@@ -246,7 +263,7 @@ def note_file(path: str) -> None:
 
 def note_input(name: str, size: int, sha256: str) -> None:
     """Enters an input that is no file, as a dataset of a hub, in the journal."""
-    current_journal().inputs[name] = {"name": name, "bytes": size, "sha256": sha256}
+    current_journal().enter(name, bytes=size, sha256=sha256)
 
 
 class _Raw:
@@ -277,8 +294,7 @@ class _Raw:
 
     def close(self) -> None:
         os.close(self._descriptor)
-        note = {"name": self.name, "bytes": self.position, "sha256": self._hash.hexdigest()}
-        self._journal.inputs[self.name] = note
+        self._journal.enter(self.name, bytes=self.position, sha256=self._hash.hexdigest())
 
 
 def _decompressed(raw: _Raw) -> Iterator[bytes]:
@@ -311,7 +327,7 @@ def _decode(raw: _Raw, data: bytes, name: str, make: Callable[[], _Decoder]) -> 
             try:
                 yield from decoder.feed(data)
             except (zlib.error, OSError, lzma.LZMAError, EOFError, ValueError) as error:
-                raise Damage(f"{name}: {error}") from None
+                raise Damage(f"{name}: {error}", len(data)) from None
             data = decoder.rest
         if name in ("gzip", "xz"):  # may be padded
             while not (data := data.lstrip(b"\0")) and (data := raw.read(_FEED)):
@@ -365,7 +381,7 @@ class _Zstd:
             try:
                 yield self._decoder.decompress(data[start : start + _ZSTD_FEED])
             except Exception as error:  # zstandard.ZstdError, a plain Exception
-                raise Damage(str(error)) from None
+                raise ValueError(str(error)) from None
             if self._decoder.eof:
                 self.eof, self.rest = True, self._decoder.unused_data + data[start + _ZSTD_FEED :]
                 return

@@ -35,7 +35,8 @@ def make(directory, kind, splits, **facts):
     files = shards.write_folder(directory / "final", "made", "Made up.", kind, directory / "units")
     return {
         "source": "made", "kind": kind, "licence": "CC0", "about": "Made up.",
-        "inputs": [{"name": "made.xml", "bytes": 1234, "sha256": "0" * 64}], "settings": {"seed": 0},
+        "inputs": [{"name": "made.xml", "bytes": 1234, "sha256": "0" * 64, "damage": "broken <compression>"}],
+        "settings": {"seed": 0},
         "read": 10, "kept": 7, "dropped": {"too <short>": 3},
         "dropped_examples": {"too <short>": [{"place": "made.xml:3", "detail": "<script>alert(1)</script>"}]},
         "records": {split: len(records) for split, records in splits.items()},
@@ -392,6 +393,7 @@ def test_page(tmp_path, bytes_tokenizer, kind):
     for badge, finding in card_page.findings(made):
         assert finding in text and badge in text
     findings = {badge for badge, _ in card_page.findings(made)}
+    assert "damage" in findings and "made.xml could not be read to its end: broken <compression>." in text
     assert "overlap" in findings and made["overlap"]["test"]["contexts"] == 15
     assert ("order" in findings) == (kind == "choices")
     assert "floor" in findings or kind != "choices"

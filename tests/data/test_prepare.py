@@ -351,6 +351,9 @@ def test_every_sort_of_bad_row(tmp_path, monkeypatch):
     assert where["not UTF-8"] == [f"{name}:31", f"{name}:61"]
     assert where["line longer than 0 MiB"] == [f"{name}:41"]
     assert where["broken compression"][0].startswith(f"{name}, about byte {len(packed) - 4} of what is stored")
+    (entry,) = card["inputs"]
+    assert entry["damage"].startswith("broken compression: the zstd data ends too early")
+    assert f"{name} could not be read to its end: {entry['damage']}" in prepare.summary("out", card)
     os.utime(name)  # the same command reads the damaged input again
     assert prepare.prepare(NOTES, [str(name)], tmp_path / "out", options=options) == card
     with pytest.raises(UserError, match=r"made with --bad_rows=drop; .*in\.zst.* choose another --output"):

@@ -99,6 +99,22 @@ def test_damaged_compression(name, damage, tmp_path, monkeypatch):
     assert read == text or damage != "garbage behind"
     assert [(drop.reason, drop.bad) for drop in journal.drops] == [("broken compression", True)]
     assert journal.inputs[str(path)]["sha256"] == hashlib.sha256(packed).hexdigest()
+    assert journal.inputs[str(path)]["damage"] == f"broken compression: {journal.drops[0].detail}"
+    assert ("ends too early" in journal.drops[0].detail) == (damage == "truncated")
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_damage_tells_how_much_is_lost(name, tmp_path):
+    text, rest = some_lines(500), random.Random(1).randbytes(200_000)
+    first, second = (PACK[name](part) for part in (text, rest))
+    path = tmp_path / "file"
+    path.write_bytes(first + b"oops" + second)  # as if the second member's first bytes were overwritten
+    with streams.journal("drop") as journal:
+        assert b"".join(block.data for block in blocks_of(path)) == text
+    lost = f"up to {len(second) + 4:,} of the {path.stat().st_size:,} stored bytes were not read"
+    assert journal.drops[0].detail.endswith(lost)
+    assert journal.inputs[str(path)]["bytes"] == path.stat().st_size
+    assert journal.inputs[str(path)]["damage"].endswith(lost)
 
 
 @pytest.mark.parametrize("name", PACKED)
