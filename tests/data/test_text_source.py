@@ -125,9 +125,27 @@ def test_broken_parquet(tmp_path):
     assert [text for text, _, _ in made.values()] == ["a", "c"]
     assert [(drop.reason, drop.place) for drop in drops] == [("not UTF-8", f"{path}:2")]
     path.write_bytes(path.read_bytes()[:-20])
-    assert [drop.reason for drop in read(path)[1]] == ["broken parquet"]
+    (drop,) = read(path)[1]
+    assert drop.reason == "broken parquet" and drop.detail.endswith("; none of its rows were read")
     with pytest.raises(UserError, match=r"a\.parquet:1 or one of the next: broken parquet"):
         read(path, bad_rows="error")
+
+
+def test_parquet_that_is_broken_in_the_middle_says_how_many_rows_are_lost(tmp_path):
+    path = parquet(tmp_path / "a.parquet", {"text": [f"Document {i}" for i in range(160)]}, row_group_size=16)
+    from pyarrow import parquet as pq
+
+    column = pq.ParquetFile(path).metadata.row_group(4).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
+    data = bytearray(path.read_bytes())
+    data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(data)
+    with streams.journal("drop") as journal:
+        lines = b"".join(block.data for block in text.SOURCE.blocks([str(path)], OPTIONS)).splitlines()
+    assert [json.loads(line)["text"] for line in lines] == [f"Document {i}" for i in range(64)]
+    assert journal.inputs[str(path)]["damage"].startswith("broken parquet: ")
+    assert journal.inputs[str(path)]["damage"].endswith("; 96 of 160 rows were not read")
+    assert [drop.place for drop in journal.drops] == [f"{path}:65 or one of the next"]
 
 
 WIKITEXT = " \n = Bob <unk> = \n \n He acts . \n \n = = Career = = \n \n He acted . \n \n = Du Fu = \n \n Poet . \n"

@@ -263,6 +263,9 @@ def test_a_dump_that_breaks_off_is_counted_once(keep, tmp_path):
     rows, drops, _ = read(raw, tmp_path)
     assert titles(rows)[0] == "Aardvark"
     assert reasons(drops)["the dump breaks off"] == 1
+    with streams.journal("drop") as journal, streams.open_input(str(tmp_path / "dump.xml")) as stream:
+        assert list(wikipedia.cut(stream))
+    assert journal.inputs[stream.name]["damage"] == "the dump breaks off: it doesn't end in </mediawiki>"
     assert sum(drop.bad for drop in drops) == 1
     with pytest.raises(UserError, match=r"dump\.xml: revision [67]: the dump breaks off.*--bad_rows=drop"):
         read(raw, tmp_path, bad_rows="error")

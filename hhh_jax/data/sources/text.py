@@ -220,14 +220,17 @@ def _parquet_lines(path: str, columns: Sequence[str]) -> Iterator[bytes]:
     except ModuleNotFoundError:
         raise UserError(f"{path}: parquet needs pyarrow: pip install pyarrow, or the extra data") from None
     streams.note_file(path)
-    done = 0
+    done, total = 0, None
     try:
         with parquet.ParquetFile(path, buffer_size=_BUFFER) as file:
+            total = file.metadata.num_rows
             for batch in file.iter_batches(_BATCH, columns=columns):
                 yield from map(_json_line, _python_rows(batch))
                 done += len(batch)
     except (pyarrow.ArrowException, OSError) as error:
-        streams.current_journal().drop("broken parquet", f"{path}:{done + 1} or one of the next", str(error)[:300])
+        lost = "none of its rows were read" if total is None else f"{total - done:,} of {total:,} rows were not read"
+        place, detail = f"{path}:{done + 1} or one of the next", f"{str(error)[:200]}; {lost}"
+        streams.current_journal().end_early(path, "broken parquet", place, detail)
 
 
 def _python_rows(batch: Any) -> Iterator[dict[str, Any] | None]:

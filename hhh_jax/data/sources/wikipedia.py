@@ -115,7 +115,8 @@ def cut(stream: Input, size: int = BLOCK_BYTES) -> Iterator[Block]:
         data += more
     if _DUMP_END not in data and not stream.broken:
         place = f"{stream.name}: revision {number}"
-        current_journal().drop("the dump breaks off", place, f"it doesn't end in {_DUMP_END.decode()}")
+        detail = f"it doesn't end in {_DUMP_END.decode()}"
+        current_journal().end_early(stream.name, "the dump breaks off", place, detail)
 
 
 def _state(data: bytes, page: bytes, last: bytes) -> tuple[bytes, bytes]:
