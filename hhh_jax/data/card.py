@@ -24,8 +24,8 @@ import numpy as np
 
 from hhh_jax.data import card_page, predictors
 from hhh_jax.data.card_stats import CONTEXT, GROUP, ITEM, MAX_TOKENS, OTHER, SplitStats, texts
-from hhh_jax.data.records import KINDS, Record
-from hhh_jax.data.shards import new_path, read_records, write_json, write_records
+from hhh_jax.data.records import Record
+from hhh_jax.data.shards import deserialize, new_path, read_records, write_json, write_records
 from hhh_jax.data.tokenizer import MIN_VOCAB_SIZE, train_tokenizer
 from hhh_jax.errors import UserError
 
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 NO_OVERLAP = "_no_overlap"
 VOCAB_SIZE, VOCAB_BYTES = 8192, 2**23  # of a tokenizer trained for the card, and of the text that it is trained on
-TRAIN_SAMPLE, HELD_OUT_SAMPLE = (20_000, 2**25), (5_000, 2**25)  # records and bytes for predictors
+TRAIN_SAMPLE = predictors.MAX_TRAIN_PAIRS, 2**25  # records and bytes for predictors
+HELD_OUT_SAMPLE = 5_000, 2**25
 TRAIN_DIGESTS = 20_000_000  # records of train among which duplicates and groups are counted
 EXAMPLES, EXAMPLE_CHARACTERS = 3, 1200
 BATCH = 128, 2**22  # records and bytes
@@ -131,7 +132,7 @@ class _Folder:
         """The records of a split in order, a few at a time."""
         batch, size = [], 0
         for row in self._rows(split):
-            batch.append(_record(row, self._kind))
+            batch.append(deserialize(row, self._kind))
             size += len(row)
             if len(batch) == BATCH[0] or size >= BATCH[1]:
                 yield batch
@@ -159,24 +160,6 @@ class _Folder:
             info["splits"].append(info["splits"][0] | entry)
         write_json(path, info)
         return shards
-
-
-def _record(row: bytes, kind: str) -> Record:
-    """The inverse of `shards.serialize`; TFDS's own decoding takes seven times as long."""
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    features = tf_example_pb2.Example.FromString(row).features.feature
-    fields: dict[str, Any] = {}
-    for field in dataclasses.fields(KINDS[kind]):
-        feature = features[field.name]
-        if field.name == "label":
-            fields["label"] = feature.int64_list.value[0]
-        else:
-            values = [value.decode() for value in feature.bytes_list.value]
-            fields[field.name] = tuple(values) if field.name == "options" else values[0]
-    if "meta" in fields:
-        fields["meta"] = json.loads(fields["meta"])
-    return KINDS[kind](**fields)
 
 
 def _tokenizer(path: str | Path | None, batches: Iterable[list[Record]]) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
@@ -221,7 +204,7 @@ def _predictors(stats: dict[str, SplitStats], free: dict[str, np.ndarray], kind:
     """Accuracies of trivial predictors on the first held-out records: on test and its like, or else on validation."""
     held_out = [split for split in stats if split not in ("train", "validation")] or [*stats.keys() - {"train"}]
     held_out = [split for split in held_out if stats[split].sample]
-    train = stats["train"].sample if "train" in stats else []
+    train = predictors.affordable(stats["train"].sample) if "train" in stats else []
     if kind not in predictors.KINDS or not held_out:
         return {}
     scores = predictors.held_out_scores(train, [record for split in held_out for record in stats[split].sample], seed)

@@ -108,6 +108,11 @@ def folder_of(tmp_path, kind, split_of_unit):
 
 
 @pytest.mark.parametrize("kind", RECORDS)
+def test_serialized_records_come_back(kind):
+    assert [shards.deserialize(shards.serialize(record), kind) for record in RECORDS[kind]] == RECORDS[kind]
+
+
+@pytest.mark.parametrize("kind", RECORDS)
 def test_tfds_reads_every_kind(kind, tmp_path):
     import tensorflow_datasets as tfds
 

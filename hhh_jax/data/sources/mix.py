@@ -18,10 +18,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from hhh_jax.data import shards, streams
-from hhh_jax.data.records import KINDS, Record
+from hhh_jax.data.records import KINDS
 from hhh_jax.data.source import Block, Drop, Options, Row, Source, as_row, one_by_one
 from hhh_jax.errors import UserError
 
@@ -153,29 +153,12 @@ def read(block: Block, options: Options) -> Iterator[Row | Drop]:
         if length < 0:
             yield Drop("left out by the weights", place)
             continue
-        record = _record(options["kind"], block.data[at : at + length])
+        record = shards.deserialize(block.data[at : at + length], options["kind"])
         at += length
         name, group = (f"{context['component']}/{text}" for text in (record.id, record.group))
         record = dataclasses.replace(record, id=name, group=group)
         # Rows of a group need not meet, and it can be large.
         yield dataclasses.replace(as_row(record, context["split"], place), key=name)
-
-
-def _record(kind: str, raw: bytes) -> Record:
-    """The inverse of `hhh_jax.data.shards.serialize`."""
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    feature = tf_example_pb2.Example.FromString(raw).features.feature
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(KINDS[kind]):
-        texts = [text.decode() for text in feature[field.name].bytes_list.value]
-        if field.name == "label":
-            values[field.name] = feature[field.name].int64_list.value[0]
-        elif field.name == "options":
-            values[field.name] = tuple(texts)
-        else:
-            values[field.name] = json.loads(texts[0]) if field.name == "meta" else texts[0]
-    return KINDS[kind](**values)
 
 
 SOURCE = Source(
