@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from itertools import compress
+from itertools import accumulate, compress
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +20,13 @@ from hhh_jax.stats import wilson
 
 KINDS = ("pairs", "choices", "labels")  # those that have a right answer among given ones
 FOLDS = 5
+MAX_TRAIN_PAIRS = 20_000
+
+
+def affordable(train: Sequence[Record]) -> Sequence[Record]:
+    """The first records, up to MAX_TRAIN_PAIRS pairs of them."""
+    sizes = (len(record.options) - 1 if isinstance(record, MultipleChoice) else 1 for record in train)
+    return train[: sum(total <= MAX_TRAIN_PAIRS for total in accumulate(sizes))]
 
 
 def held_out_scores(train: Sequence[Record], test: Sequence[Record], seed: int = 0) -> dict[str, np.ndarray]:

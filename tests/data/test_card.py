@@ -235,6 +235,14 @@ def test_predictors_of_choices():
     assert scores["position"].tolist() == [choice.label == common for choice in test]
 
 
+def test_affordable_training_records(monkeypatch):
+    monkeypatch.setattr(predictors, "MAX_TRAIN_PAIRS", 10)
+    choices = [MultipleChoice(str(i), "", ("a",) * 5, 0, "") for i in range(9)]  # four pairs each
+    assert predictors.affordable(choices) == choices[:2]
+    labels = [GroupedLabel(str(i), "", 0, "") for i in range(12)]
+    assert predictors.affordable(labels) == labels[:10] and predictors.affordable(labels[:3]) == labels[:3]
+
+
 def test_bag_of_words_of_choices_learns_a_word():
     rng = random.Random(4)
     choices = random_choices(rng, 120, "a")
