@@ -63,7 +63,8 @@ def digests(record: Record) -> tuple[int, int, int, int, int]:
 
 
 def _plain(text: str) -> str:
-    parts, after_space = [], False
+    parts: list[str] = []
+    after_space = False
     for piece in pieces(text):
         if parts and (after_space or piece[:1].isspace()):
             parts.append(" ")
