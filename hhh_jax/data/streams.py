@@ -11,7 +11,6 @@ import bz2
 import contextlib
 import contextvars
 import errno
-import fnmatch
 import hashlib
 import io
 import lzma
@@ -20,7 +19,6 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from hhh_jax.data.source import Block, Drop
@@ -224,34 +222,19 @@ def lines(block: Block) -> Iterator[tuple[str, bytes]]:
         yield f"{block.name}:{number}", line.rstrip(b"\r\n")
 
 
-def file_blocks(inputs: Sequence[str], pattern: str = "*") -> Iterator[Block]:
-    """Whole files as blocks, `name` and `place` their path: the inputs, and in folders, at any depth and in sorted
-    order, those whose name, or path below the folder, matches `pattern`; hidden ones are passed over.
+def file_blocks(inputs: Sequence[str]) -> Iterator[Block]:
+    """Whole files as blocks, `name` and `place` their path; `hhh_jax.data.rows.paths` finds those of folders.
 
-    A file of more than MAX_LINE bytes is left out and counted. Raises UserError if a folder has no such file.
+    A file of more than MAX_LINE bytes is left out and counted.
     """
     _find_all(inputs)
     for name in inputs:
-        for path in _walk(Path(name), pattern) if name != STDIN and os.path.isdir(name) else [name]:
-            with open_input(path) as stream:
-                data = stream.read_full(MAX_LINE + 1)
-                if len(data) > MAX_LINE:
-                    current_journal().drop(f"file larger than {MAX_LINE // 2**20} MiB", path)
-                elif not stream.broken:
-                    yield Block(path, path, data)
-
-
-def _walk(folder: Path, pattern: str) -> list[str]:
-    below = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    found = [
-        str(folder / path)
-        for path in below
-        if not any(part.startswith(".") for part in path.parts)
-        and (fnmatch.fnmatchcase(path.name, pattern) or fnmatch.fnmatchcase(path.as_posix(), pattern))
-    ]
-    if not found:
-        raise UserError(f"{folder}: no file matches {pattern} among its {len(below)} files")
-    return found
+        with open_input(name) as stream:
+            data = stream.read_full(MAX_LINE + 1)
+            if len(data) > MAX_LINE:
+                current_journal().drop(f"file larger than {MAX_LINE // 2**20} MiB", name)
+            elif not stream.broken:
+                yield Block(name, name, data)
 
 
 def note_file(path: str) -> None:
