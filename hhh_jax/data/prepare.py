@@ -184,8 +184,8 @@ def _begin(job: Job) -> None:
     if path.exists():
         _refuse_difference(job.folder, path, job, "was begun with", f"remove {job.folder} to begin again")
     else:
-        there = _input_state(job.settings.inputs)[0]
-        shards.write_json(path, dataclasses.asdict(job.settings) | {"input_state": there})
+        state, _ = _input_state(job.settings.inputs)
+        shards.write_json(path, dataclasses.asdict(job.settings) | {"input_state": state})
     for name in ("rows", "units", "final"):
         with shards.write_errors(job.folder):
             (job.folder / name).mkdir(exist_ok=True)
