@@ -27,6 +27,7 @@ from hhh_jax.summary import (
     common,
     contrast,
     difference,
+    ladder_corpus,
     losses_by_size,
     mean,
     pmp_points,
@@ -43,6 +44,7 @@ SUPPORTED, CONTRADICTED, NOT_RUN = "supported", "contradicted", "not run"
 POWER, FLOOR = "undecided (power)", "undecided (floor)"
 VERDICTS = (SUPPORTED, CONTRADICTED, POWER, FLOOR, NOT_RUN)
 SYMBOLS = "symbols:T0"
+NEAR = f"at the number of pairs nearest to {SMALL_DATA}"
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ def _objectives(study: Study, tasks: Sequence[str], n: int) -> list[list[Items |
 
 
 def _loss_falls(study: Study) -> Outcome:
-    corpora = study.rows(objective="lm", metric="loss")["task"].unique()
-    sizes, losses = losses_by_size(study, str(corpora[0])) if len(corpora) else ([], [])
+    corpus = ladder_corpus(study.table)
+    sizes, losses = losses_by_size(study, corpus) if corpus else ([], [])
     if len(sizes) < MIN_SIZES:
         return Outcome(NOT_RUN, note=f"needs {MIN_SIZES} model sizes; there are {len(sizes)}")
     fit = stats.power_law(losses, sizes)
@@ -155,7 +157,19 @@ def _gain_of(kind: str, verdict: Callable[[Estimate], str]) -> Callable[[Study],
             (task_name(task), _known(mean([gain]))) for task, gain in zip(tasks, gains[n], strict=True)
         ]
         details += [(f"mean at {size_name(m)}", _known(mean(gains[m]))) for m in sizes[:-1]]
-        return Outcome(result, estimate, f"N = {size_name(n)}", details=tuple(details))
+        note = ""
+        untuned = [study.items(task, "untuned", n, "", None) for task in tasks]
+        tuned = [study.items(task, "imitation", n) for task in tasks]
+        if all(items is not None for items in untuned):
+            learned = [difference(*common(_known(a), _known(b))) for a, b in zip(tuned, untuned, strict=True)]
+            details += [(f"{task_name(t)}, untuned LM", _known(mean([u]))) for t, u in zip(tasks, untuned, strict=True)]
+            details += [
+                (f"{task_name(t)}, imitation minus untuned", _known(mean([i])))
+                for t, i in zip(tasks, learned, strict=True)
+            ]
+            if _known(mean(learned)).lo <= 0:
+                note = "Imitation is not above the untuned language model: what it ranks by, pretraining learned."
+        return Outcome(result, estimate, f"N = {size_name(n)}", note, details=tuple(details))
 
     return judge
 
@@ -237,7 +251,15 @@ def _pmp_gain(against: str) -> Callable[[Study], Outcome]:
         ]
         details += [(f"mean at {p} pairs", _known(mean(gains[p]))) for p in arms if p != pairs]
         where = f"N = {size_name(points[0][0])}, {pairs} pairs, PMP on {', '.join(sources)}"
-        return Outcome(verdict, estimate, where, details=tuple(details))
+        own = study.rows(stage="pmp", metric="accuracy", N=points[0][0])
+        own = own[own["task"].isin(sources)]
+        note = ""
+        if len(own) and not (own["lo"] > 0.5).any():
+            note = (
+                f"PMP itself is at chance on its own held-out pairs ({own['value'].mean():.3f}): what it did not learn "
+                "it cannot transfer, and more test items would not show it."
+            )
+        return Outcome(verdict, estimate, where, note, details=tuple(details))
 
     return judge
 
@@ -270,7 +292,7 @@ def _symbols(
         verdict = next(v for v in (CONTRADICTED, POWER, SUPPORTED) if v in verdicts)
         if not above_floor(study, [SYMBOLS], [[arms[name]] for name in needed]):
             verdict = FLOOR
-        estimate = min((e for _, e in found), key=lambda e: e.value) if all_must_hold else found[0][1]
+        estimate = min((e for _, e in found), key=lambda e: e.lo) if all_must_hold else found[0][1]
         accuracies = tuple((f"accuracy from {name}", _known(mean([arms[name]]))) for name in sorted(arms))
         details = tuple(found if all_must_hold else found[1:]) + accuracies
         return Outcome(verdict, estimate, f"N = {size_name(n)}, {pairs} pairs", details=details)
@@ -380,7 +402,7 @@ CLAIMS = (
         "Preference model pre-training improves finetuning where data are few. (The paper: above about 1B "
         "parameters; below 200M it found nothing, so nothing is expected here.)",
         "section 4, figures 4 and 5: mean accuracy 0.403 to 0.501 at 500 pairs, 52B",
-        f"mean accuracy of finetuning from binary PMP minus without PMP, at about {SMALL_DATA} pairs",
+        f"mean accuracy of finetuning from binary PMP minus without PMP, {NEAR}",
         "supported if the interval is above 0; contradicted if below",
         _pmp_gain("lm"),
     ),
@@ -388,7 +410,7 @@ CLAIMS = (
         "binary_pmp",
         "Binary PMP transfers better than ranked PMP.",
         "section 4, figure 18: about +0.05 at 500 pairs",
-        f"mean accuracy of finetuning from binary PMP minus from ranked PMP, at about {SMALL_DATA} pairs",
+        f"mean accuracy of finetuning from binary PMP minus from ranked PMP, {NEAR}",
         "supported if the interval is above 0; contradicted if below",
         _pmp_gain("ranked"),
     ),
@@ -397,7 +419,7 @@ CLAIMS = (
         "Pre-training on a weakly scrambled ranking helps finetuning on the true one. (The positive control "
         "for PMP.)",
         "appendix C.6, figure 33: 0.895 against 0.610 at 500 pairs, 13B",
-        f"accuracy on T0 from T1 minus without PMP, at about {SMALL_DATA} pairs",
+        f"accuracy on T0 from T1 minus without PMP, {NEAR}",
         "supported if the interval is above 0; contradicted if below",
         _symbols(_weak_helps, ("T1", "lm")),
     ),
@@ -405,7 +427,7 @@ CLAIMS = (
         "symbols_order",
         "The more a ranking is scrambled, the less pre-training on it helps.",
         "appendix C.6, figure 33: 0.895, 0.839, 0.739, 0.556 at 500 pairs",
-        f"drop in accuracy on T0 per level of scrambling (slope over T1 to T4), at about {SMALL_DATA} pairs",
+        f"drop in accuracy on T0 per level of scrambling (slope over T1 to T4), {NEAR}",
         "supported if the interval is above 0; contradicted if below",
         _symbols(_order, ("T1", "T2", "T3", "T4")),
     ),
@@ -414,7 +436,7 @@ CLAIMS = (
         "Binary pre-training does about as well as a moderate scramble: between moderate and strong. (In the "
         "paper's figure at 500 pairs it is below both.)",
         "appendix C.6, figure 33: 0.715 at 500 pairs",
-        f"the smaller of T2 minus Tb and Tb minus T3 in accuracy on T0, at about {SMALL_DATA} pairs",
+        f"T2 minus Tb and Tb minus T3 in accuracy on T0, the one whose interval begins lower, {NEAR}",
         "supported if both intervals are above 0; contradicted if one is below",
         _symbols(_binary_between, ("T2", "T3", "Tb"), all_must_hold=True),
     ),

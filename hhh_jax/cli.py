@@ -24,10 +24,10 @@ def config_arguments() -> list[str]:
     """What was given of ``--config`` and its overrides, to hand on to another process."""
     given = []
     for i, argument in enumerate(sys.argv):
-        if re.match(r"--?config[.=]", argument):
+        if re.match(r"--?config(\..*)?=", argument):
             given.append(argument)
-        elif argument in ("--config", "-config"):
-            given.append(f"--config={sys.argv[i + 1]}")
+        elif re.fullmatch(r"--?config(\.\S*)?", argument):
+            given.append(f"{argument}={sys.argv[i + 1]}")
     return given
 
 

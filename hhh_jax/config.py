@@ -32,7 +32,7 @@ LR_MULTIPLES = {"paper": {"pmp": 0.1, "finetune": 0.01}, "cpu": {"pmp": 0.5, "fi
 POSITIVE = (
     "model.n_layer", "model.aspect", "model.head_dim", "data.row_length", "data.max_tokens", "data.slots",
     "data.row_sizes", "batch.rows", "batch.pairs", "optim.lr", "optim.lr_multiple", "optim.accumulate", "eval.rows",
-    "log_every",
+    "log_every", "checkpoint.every_steps",
 )  # fmt: skip
 """Fields that must be above zero."""
 
@@ -118,7 +118,7 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
     }
     c.log_every = 10
     c.term_norms_every = 50  # steps between records of each term's gradient norm; 0: never
-    c.checkpoint = {"every_steps": 1000, "every_minutes": 10.0, "keep": 2, "final_optimizer": True}
+    c.checkpoint = {"every_steps": 1000, "every_minutes": 10.0, "keep": 2}
     # How the results table names the run; a study sets them.
     c.labels = {"study": "", "init": "" if stage == "pretrain" else "lm", "intervention": ""}
     if not lm:
@@ -194,6 +194,10 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise UserError(f"config key model.head_dim is {m.head_dim}; it must divide d_model = {m.n_layer * m.aspect}")
     if not 0 < m.rotary_fraction <= 1:
         raise UserError(f"config key model.rotary_fraction is {m.rotary_fraction}; it must be above 0 and at most 1")
+    if m.positions == "rotary" and m.head_dim * m.rotary_fraction < 2:
+        raise UserError(f"config key model.rotary_fraction is {m.rotary_fraction}; it must rotate 2 of {m.head_dim}")
+    if not set(c.eval.selections) <= {"best", "final"}:
+        raise UserError(f"config key eval.selections is {tuple(c.eval.selections)}; it takes best and final")
     if m.positions == "learned" and m.max_positions < c.data.row_length:
         raise UserError(f"config key model.max_positions is {m.max_positions}; rows have {c.data.row_length} tokens")
     if not c.seeds or len(set(c.seeds)) != len(c.seeds):

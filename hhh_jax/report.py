@@ -4,7 +4,7 @@ limits.
 `write_report` needs STUDY_DIR/results.csv and the item records under runs/ (`hhh_jax.results`), and uses
 STUDY_DIR/study.json where it has one of the keys
 
-    name, started                    text
+    name                             text
     config                           {setting: value}, shown as a table
     machine                          {"cpu": , "cores": , "jax": , "python": , ...}, shown as it is
     seconds                          {stage: seconds}
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from hhh_jax import claims, figures, results
 from hhh_jax.claims import Claim, Outcome
 from hhh_jax.stats import Estimate
-from hhh_jax.summary import FORMAT_TWIN, PM_GAIN, TRIVIAL, Study, size_name, summarize, task_name
+from hhh_jax.summary import FORMAT_TWIN, PM_GAIN, TRIVIAL, Study, ladder_corpus, size_name, summarize, task_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,7 +117,7 @@ def headline(judged: Judged) -> str:
             claims.SUPPORTED: "as the paper found",
             claims.CONTRADICTED: "the opposite of what the paper found",
             claims.POWER: "too close to call",
-            claims.FLOOR: "which means nothing where no model beats the trivial baselines",
+            claims.FLOOR: "which decides nothing. " + primary.note.rstrip("."),
         }[primary.verdict]
         first = (
             f"At {primary.at}, preference modeling gained {_signed(ranked.estimate)} in accuracy over "
@@ -146,6 +146,7 @@ def _tally(judged: Judged) -> str:
 def _what_was_run(facts: dict[str, Any], study: Study, table: "pd.DataFrame") -> str:
     tokens = {str(n): ratio for n, ratio in facts.get("tokens_per_parameter", {}).items()}
     losses = table[(table["stage"] == "summary") & (table["metric"] == "loss")].dropna(subset=["N"])
+    losses = losses[losses["task"] == ladder_corpus(table)]
     loss = {int(row.N): row for row in losses.itertuples()}
     sizes = table[["N", "n_layer"]].dropna().drop_duplicates().sort_values("N")
     rungs = [
@@ -170,8 +171,6 @@ def _what_was_run(facts: dict[str, Any], study: Study, table: "pd.DataFrame") ->
             n_items, seeds = str(int(rows["n_items"].max())), str(rows["seed"].nunique())
             tasks.append([task_name(task), pairs, n_items, seeds, arms])
     lines = []
-    if started := facts.get("started"):
-        lines.append(f"Started {started}.")
     if machine := facts.get("machine"):
         lines.append("Machine: " + ", ".join(f"{key} {value}" for key, value in machine.items()) + ".")
     if seconds := facts.get("seconds"):

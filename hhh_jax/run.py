@@ -36,7 +36,10 @@ RANKERS = {"preference": "reward", "imitation": "mean_logp", "lm": "mean_logp"}
 
 
 class Run(NamedTuple):
-    """A run made ready: its config, data, compiled-step config and numbers that follow from them."""
+    """A run made ready: its config, data, compiled-step config and what follows from them.
+
+    `sha` is its `config_sha`; `started` the monotonic clock less the seconds that earlier processes spent on the run.
+    """
 
     config: ml_collections.ConfigDict
     workdir: Path
@@ -44,6 +47,8 @@ class Run(NamedTuple):
     step_config: train.StepConfig
     total_steps: int
     pretrain_seeds: tuple[int, ...]
+    sha: str
+    started: float
 
 
 def run(c: ml_collections.ConfigDict, workdir: str | Path, *, quiet: bool = False) -> None:
@@ -65,16 +70,18 @@ def run(c: ml_collections.ConfigDict, workdir: str | Path, *, quiet: bool = Fals
     write_text_atomic(workdir / "tokenizer.json", data.tokenizer.to_json())
     write_json_atomic(workdir / "data.json", data.counts)
     step_config = make_step_config(c, data.tokenizer.vocab_size, mesh)
-    this = Run(c, workdir, data, step_config, _total_steps(c, data), _pretrain_seeds(c, source))
+    steps, seeds, sha = _total_steps(c, data), _pretrain_seeds(c, source), config_sha(c, source)
     with Checkpoints(workdir / "checkpoints", keep=c.checkpoint.keep) as checkpoints:
         restored = checkpoints.restore_latest(train.sharded_abstract_state(step_config))
         if restored is None:
             params = _initial_params(c, step_config, source) if source else None
-            restored = 0, train.init_state(step_config, tuple(c.seeds), params), {"rows": [], "tokens": 0}
+            empty: dict[str, Any] = {"rows": [], "tokens": 0, "seconds": 0.0}
+            restored = 0, train.init_state(step_config, tuple(c.seeds), params), empty
         step, state, extra = restored
+        this = Run(c, workdir, data, step_config, steps, seeds, sha, started - extra["seconds"])
         with Record(workdir, step, this.total_steps, enabled=jax.process_index() == 0, quiet=quiet) as record:
             state, extra = _loop(this, checkpoints, record, step, state, extra)
-    _finish(this, state, extra, time.monotonic() - started)
+    _finish(this, state, extra)
 
 
 def _claim(workdir: Path, c: ml_collections.ConfigDict) -> None:
@@ -236,6 +243,7 @@ def _loop(
         due = c.checkpoint.every_minutes * 60
         if step == total or step % c.checkpoint.every_steps == 0 or time.monotonic() - saved_at > due:
             flush()
+            extra = extra | {"seconds": time.monotonic() - this.started}
             checkpoints.save(step, state, extra | _identity(this))
             saved_at = time.monotonic()
     return state, extra
@@ -245,7 +253,7 @@ def _identity(this: Run) -> dict[str, Any]:
     """What a checkpoint holds besides arrays; the data position is its step, an index that no host count enters."""
     return {
         "config": jsonable(config_lib.fields(this.config)),
-        "config_sha": config_sha(this.config),
+        "config_sha": this.sha,
         "pretrain_seeds": list(this.pretrain_seeds),
         "tokenizer": this.data.tokenizer.to_json(),
     }
@@ -298,15 +306,19 @@ def _row(this: Run, row: dict[str, Any]) -> dict[str, Any]:
         "lambda": c.objective.lam if preference else "", "mu": c.objective.mu if preference else "", "eoc": "true",
         "task": this.data.name, "split": "test", "pairs_total": this.data.n_train_pairs or "", "curve": "separate",
         "pretrain_seed": this.pretrain_seeds[list(c.seeds).index(row["seed"])],
-        "config_sha": config_sha(c), "data_sha": this.data.sha, "code_version": code_version(),
+        "config_sha": this.sha, "data_sha": this.data.sha, "code_version": code_version(),
     } | row  # fmt: skip
 
 
-def config_sha(c: ml_collections.ConfigDict) -> str:
-    """A short hash of all that a run's result depends on: its config, and the hash of the run that it starts from."""
+def config_sha(c: ml_collections.ConfigDict, source: dict[str, Any] | None) -> str:
+    """A short hash of all that a run's result depends on: its config, and the hash of the run that it starts from.
+
+    Args:
+      source: what the checkpoint that it starts from holds besides arrays, if there is one.
+    """
     flat = jsonable(config_lib.fields(c)) | {"labels.study": ""}
-    if c.init.checkpoint:
-        flat["init.checkpoint"] = read_extra(Path(c.init.checkpoint) / "checkpoints")["config_sha"]
+    if source:
+        flat["init.checkpoint"] = source["config_sha"]
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -355,7 +367,7 @@ def _untuned_results(this: Run, state: train.State) -> tuple[list[dict], list[di
     return rows, items
 
 
-def _finish(this: Run, state: train.State, extra: dict[str, Any], seconds: float) -> None:
+def _finish(this: Run, state: train.State, extra: dict[str, Any]) -> None:
     """Evaluates once and writes items, rows and, last, DONE.json."""
     c = this.config
     rows, items = _results(this, state, tuple(c.eval.selections))
@@ -374,7 +386,7 @@ def _finish(this: Run, state: train.State, extra: dict[str, Any], seconds: float
             "best_validation": np.asarray(state["best"]["value"]) if "best" in state else [],
             "parameters": model.count_params(this.step_config.model),
             "code_version": code_version(),
-            "run_seconds": seconds,
+            "run_seconds": time.monotonic() - this.started,
         },
     )
 
@@ -398,7 +410,8 @@ def recompute_rows(checkpoint: str, task: str, split: str, selection: str) -> li
     extra = read_extra(workdir / "checkpoints")
     if c.objective.name == "lm" and not task:
         data = stage_data.load(c, tokenizer, sharding.row_multiple(mesh) * c.optim.accumulate)
-        this = Run(c, workdir, data, sc, _total_steps(c, data), tuple(extra["pretrain_seeds"]))
+        seeds = tuple(extra["pretrain_seeds"])
+        this = Run(c, workdir, data, sc, _total_steps(c, data), seeds, extra["config_sha"], time.monotonic())
         return _results(this, state, (selection,))[0]
     read = stage_data.read_pairs(c, name, split)
     pairs = stage_data.tokenized_pairs(c, read.records, tokenizer, read.counts)

@@ -13,7 +13,9 @@ runs. It resumes: finished runs are skipped, a broken one is reported and the ot
 
 import contextlib
 import fcntl
+import functools
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -21,7 +23,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +38,10 @@ FLOPS_PER_CORE = 3e10
 
 MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=8589934592"
 """XLA's CPU backend allocates each step's buffers anew; kept and in huge pages, a step takes two thirds of the time."""
+
+
+START = "HHH_JAX_STUDY_START"
+"""Environment variable that tells the workers of one start of a study from those of an earlier one."""
 
 
 class Planned(NamedTuple):
@@ -69,15 +75,52 @@ def load_study(path: str) -> Any:
     return module
 
 
+def check_plan(planned: Sequence[Planned]) -> None:
+    """Raises UserError for a name that comes twice and for a run before, or without, one that it needs."""
+    seen: set[str] = set()
+    for run in planned:
+        if run.name in seen:
+            raise UserError(f"the study has two runs named {run.name}")
+        for name in needs(run):
+            if name not in seen:
+                raise UserError(f"the study's run {run.name} needs {name}, which is not among the runs before it")
+        seen.add(run.name)
+
+
+def check_unchanged(workdir: Path, planned: Sequence[Planned]) -> None:
+    """Raises UserError for a run of `workdir` that was made with other settings than the plan's."""
+    from hhh_jax import config
+    from hhh_jax.record import jsonable
+
+    for run in planned:
+        path = workdir / "runs" / run.name / "config.json"
+        if run.config is None or not path.exists():
+            continue
+        there, now = json.loads(path.read_text()), jsonable(config.fields(run.config))
+        set_here = {"init.checkpoint"} | ({"optim.lr_multiple"} if run.choose else set())
+        for name in sorted((there.keys() | now.keys()) - set_here):
+            if there.get(name) != now.get(name):
+                raise UserError(
+                    f"{path}: this run was made with {name} = {there.get(name)!r}, and the study says "
+                    f"{now.get(name)!r}; give another --workdir, or remove {path.parent} and what starts from it"
+                )
+
+
+def needs(run: Planned) -> list[str]:
+    """The runs that must be finished before."""
+    return [name for name in (run.after, *run.choose) if name]
+
+
 def chains(planned: Sequence[Planned]) -> list[list[Planned]]:
     """The runs that depend on each other, directly or not, in the order of the plan; one list a chain."""
-    root: dict[str, str] = {}
+    chain_of: dict[str, list[Planned]] = {}
     for run in planned:
-        root[run.name] = root.get(run.after, run.after) if run.after else run.name
-    grouped: dict[str, list[Planned]] = {}
-    for run in planned:
-        grouped.setdefault(root[run.name], []).append(run)
-    return list(grouped.values())
+        joined = {id(chain_of[name]): chain_of[name] for name in needs(run)}
+        chain = [*itertools.chain.from_iterable(joined.values()), run]
+        chain_of |= {member.name: chain for member in chain}
+    order = {run.name: number for number, run in enumerate(planned)}
+    unique = {id(chain): chain for chain in chain_of.values()}
+    return [sorted(chain, key=lambda run: order[run.name]) for chain in unique.values()]
 
 
 def flops(run: Planned) -> float:
@@ -112,36 +155,41 @@ def seconds_left(workdir: Path, planned: Sequence[Planned]) -> float:
     return sum(flops(run) for run in planned if not is_done(workdir, run)) / speed
 
 
-def execute(workdir: Path, planned: Sequence[Planned], say: Any = print) -> dict[str, str]:
+def execute(
+    workdir: Path, planned: Sequence[Planned], say: Any = print, stop: Callable[[], bool] = lambda: False
+) -> dict[str, str]:
     """Does the runs of a plan in this process, the first one that is ready first, beside others that do the same.
+
+    Args:
+      stop: asked between runs.
 
     Returns:
       ``{name: reason}`` of the runs that broke, here or elsewhere, or whose predecessor did; the others are finished.
     """
     broken: dict[str, str] = {}
     waiting = [run for run in planned if not is_done(workdir, run)]
-    while waiting:
+    while waiting and not stop():
         for run in waiting:
-            needs = [name for name in (run.after, *run.choose) if name]
-            lost = next((name for name in needs if name in broken), None)
+            lost = next((name for name in needs(run) if name in broken), None)
             if lost:
                 broken[run.name] = f"needs {lost}, which is broken"
                 say(f"{run.name}: BROKEN: {broken[run.name]}")
                 break
-            if all((workdir / "runs" / name / "DONE.json").exists() for name in needs):
-                with _claim(workdir, run) as claimed:
-                    if claimed and not is_done(workdir, run) and not _error_file(workdir, run).exists():
+            if all((workdir / "runs" / name / "DONE.json").exists() for name in needs(run)):
+                with _hold(workdir, run) as (held, died):
+                    if held and not is_done(workdir, run):
                         started = time.monotonic()
-                        outcome = _attempt(workdir, run) or f"{time.monotonic() - started:.0f} s"
+                        reason = _reason(workdir, run) or _attempt(workdir, run, died)
+                        if reason:
+                            broken[run.name] = reason
+                        outcome = f"BROKEN: {reason}" if reason else f"{time.monotonic() - started:.0f} s"
                         say(f"[{sum(is_done(workdir, r) for r in planned)}/{len(planned)}] {run.name}: {outcome}")
-                if claimed:
+                if held:
                     break
         else:
             time.sleep(0.5)  # all that is left is in other hands, or waits for what is
             continue
         waiting.remove(run)
-        if _error_file(workdir, run).exists():
-            broken[run.name] = _error_file(workdir, run).read_text().splitlines()[-1]
     return broken
 
 
@@ -149,33 +197,56 @@ def _error_file(workdir: Path, run: Planned) -> Path:
     return workdir / "runs" / run.name / "error.txt"
 
 
+def _reason(workdir: Path, run: Planned) -> str:
+    """Why a run broke, the last line of its error.txt; "" if it did not."""
+    path = _error_file(workdir, run)
+    return (path.read_text(encoding="utf-8").splitlines() or [""])[-1] if path.exists() else ""
+
+
 @contextlib.contextmanager
-def _claim(workdir: Path, run: Planned) -> Iterator[bool]:
-    """Whether this process alone has the run in hand; a killed process gives its runs back."""
+def _hold(workdir: Path, run: Planned) -> Iterator[tuple[bool, bool]]:
+    """(whether this process alone has the run in hand, whether one that had it since this start of the study died).
+
+    A killed process gives its runs back.
+    """
     path = workdir / "locks" / run.name
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
+        except BlockingIOError:
+            yield False, False
             return
-        yield True
+        except OSError as error:
+            raise UserError(f"{path.parent}: this file system has no locks ({error}); use another --workdir") from None
+        start = os.environ.get(START, str(os.getpid()))
+        file.seek(0)
+        died = file.read() == start
+        file.truncate(0)
+        file.write(start)
+        file.flush()
+        yield True, died
+        file.truncate(0)
 
 
-def _attempt(workdir: Path, run: Planned) -> str:
+def _attempt(workdir: Path, run: Planned, died: bool) -> str:
     """Does a run. What breaks it is written to its error.txt, the reason last, and returned; the others go on."""
+    from hhh_jax.record import write_text_atomic
+
     try:
+        if died:
+            raise UserError("its process died (for want of memory?)")
         _execute_one(workdir, run)
         return ""
     except UserError as error:
         text = reason = str(error)
     except Exception as error:
-        text, reason = traceback.format_exc(), f"{type(error).__name__}: {error} (see {_error_file(workdir, run)})"
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        text = f"{traceback.format_exc()}\n{reason}"
     path = _error_file(workdir, run)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text.rstrip() + "\n", encoding="utf-8")
-    return f"BROKEN: {reason.splitlines()[0]}"
+    write_text_atomic(path, text.rstrip() + "\n")
+    return reason.splitlines()[-1] + (f" (see {path})" if text != reason else "")
 
 
 def _execute_one(workdir: Path, run: Planned) -> None:
@@ -188,6 +259,7 @@ def _execute_one(workdir: Path, run: Planned) -> None:
 
     directory = workdir / "runs" / run.name
     if run.baseline is not None:
+        started = time.monotonic()
         task, seed, n_train, n_test = run.baseline
         train = datasets.load_pairs(task, "train", seed=seed, limit=n_train or None)
         test = datasets.load_pairs(task, "test", seed=seed, limit=n_test or None)
@@ -199,7 +271,8 @@ def _execute_one(workdir: Path, run: Planned) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         write_lines(directory / "items.jsonl", items)
         write_lines(directory / "rows.jsonl", rows)
-        write_json_atomic(directory / "DONE.json", {"code_version": code_version()})
+        seconds = time.monotonic() - started
+        write_json_atomic(directory / "DONE.json", {"code_version": code_version(), "run_seconds": seconds})
         return
     assert run.config is not None
     c = run.config.copy_and_resolve_references()
@@ -265,18 +338,20 @@ def gather(workdir: Path, planned: Sequence[Planned], c: ml_collections.ConfigDi
     )
 
 
-def _spawn_workers(workdir: Path, workers: int) -> int:
-    """Shares the study among processes on this machine, each with its part of the cores; the highest exit status."""
+def _spawn_workers(workdir: Path, workers: int) -> None:
+    """Shares the study among processes on this machine, each with its part of the cores."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     processes = []
+    environment = {**os.environ, "GLIBC_TUNABLES": MALLOC, START: str(time.time_ns())}
     for index in range(workers):
         arguments = [*cli.config_arguments(), f"--workdir={workdir}", f"--shard={index}/{workers}", "--help_others"]
         command = [sys.executable, "-m", "hhh_jax.study", *arguments]
-        processes.append(subprocess.Popen(command, env={**os.environ, "GLIBC_TUNABLES": MALLOC}))
+        processes.append(subprocess.Popen(command, env=environment))
         if cores:  # small programs use one core well and two badly
             os.sched_setaffinity(processes[-1].pid, cores[index::workers] or cores)
     try:
-        return max(process.wait() for process in processes)
+        for process in processes:
+            process.wait()
     finally:
         for process in processes:
             process.terminate()
@@ -294,32 +369,37 @@ def main(_: Sequence[str]) -> None:
     c = _CONFIG.value
     workdir = Path(_WORKDIR.value).absolute()
     planned: list[Planned] = study.runs(c)
+    check_plan(planned)
+    check_unchanged(workdir, planned)
     index, count = _parse_shard(_SHARD.value)
     mine = shard(planned, index, count)
     todo = [run for run in mine if not is_done(workdir, run)]
+    on_cpu = os.environ.get("JAX_PLATFORMS", "").startswith("cpu") or not _has_accelerator()
+    workers = _WORKERS.value or (min(len(chains(planned)), _cores()) if on_cpu and count == 1 else 1)
     if _HELP.value:
         mine += [run for run in planned if run not in mine]
     else:
-        for run in todo:  # a broken run is tried again
-            _error_file(workdir, run).unlink(missing_ok=True)
-    on_cpu = os.environ.get("JAX_PLATFORMS", "").startswith("cpu") or not _has_accelerator()
-    workers = _WORKERS.value or (min(len(chains(planned)), _cores()) if on_cpu and count == 1 else 1)
-    minutes = seconds_left(workdir, mine) / 60 / max(workers, 1)
-    where = f"share {index} of {count}, " if count > 1 else ""
-    progress = f"{len(mine)} runs, {len(mine) - len(todo)} done; about {minutes:.0f} minutes left"
-    if not _HELP.value:
+        minutes = seconds_left(workdir, mine) / 60 / max(workers, 1)
+        where = f"share {index} of {count}, " if count > 1 else ""
+        progress = f"{len(mine)} runs, {len(mine) - len(todo)} done; about {minutes:.0f} minutes left"
         print(f"{c.name}: {where}{progress}", flush=True)
     if _PLAN.value:
         for run in planned:
             after = f" (after {run.after})" if run.after else ""
             print(f"  {'done' if is_done(workdir, run) else '    '} {run.name}{after}")
         return
+    if not _HELP.value:
+        for run in todo:  # a broken run is tried again
+            _error_file(workdir, run).unlink(missing_ok=True)
     cli.use_compilation_cache()
     if todo and workers > 1 and count == 1:
         _spawn_workers(workdir, workers)
-        broken = {run.name: "see error.txt" for run in planned if not is_done(workdir, run)}
+        left = [run for run in planned if not is_done(workdir, run)]
+        broken = {run.name: _reason(workdir, run) or f"needs {', '.join(needs(run))}" for run in left}
     else:
-        broken = execute(workdir, mine, lambda line: print(line, flush=True))
+        parent = os.getppid()
+        say = functools.partial(print, flush=True)
+        broken = execute(workdir, mine, say, lambda: _HELP.value and os.getppid() != parent)
     if count > 1:
         sys.exit(1 if broken else 0)
     gather(workdir, planned, c, broken)

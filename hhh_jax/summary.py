@@ -387,6 +387,13 @@ def _fits(study: Study) -> Iterator[_Row]:
                 yield row | {"metric": metric}, estimate
 
 
+def ladder_corpus(table: "pd.DataFrame") -> str | None:
+    """What the ladder was pretrained on: the corpus with the most model sizes; None if there is none."""
+    rows = table[(table["stage"] == "pretrain") & (table["objective"] == "lm") & (table["metric"] == "loss")]
+    sizes = rows.groupby("task")["N"].nunique().sort_index()
+    return str(sizes.idxmax()) if len(sizes) else None
+
+
 def losses_by_size(study: Study, corpus: str) -> tuple[list[int], list[stats.Sample]]:
     """Sizes N, ascending, and the held-out loss (nats per token) of each as a sample over documents and
     seeds."""

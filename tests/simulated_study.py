@@ -89,12 +89,12 @@ def simulate(
             init = f"pmp:symbols:{name}:{'binary' if name == 'Tb' else 'ranked'}"
             simulation.pairs("symbols:T0", "preference", SYMBOLS_SIZE, init, pairs)
         simulation.pairs("symbols:T0", "preference", SYMBOLS_SIZE, "lm", pairs)
+    simulation.pretraining(SYMBOLS_SIZE, 1.0, "symbols")
     for task in TASKS:
         simulation.baselines(task)
     simulation.write()
     study = {
         "name": "embedded",
-        "started": "2026-11-23T12:00:00",
         "machine": {"cpu": "A processor", "cores": 2, "jax": "0.10.2", "python": "3.11.9"},
         "tokens_per_parameter": {str(n): round(1e6 / n, 2) for n in SIZES},
         "seconds": {"pretrain": 210.0, "finetune": 420.0, "pmp": 95.0},
@@ -123,26 +123,26 @@ class _Simulation:
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.items: dict[str, list[str]] = {}
 
-    def pretraining(self, n: int, loss: float) -> None:
-        """A language model with 60 held-out documents whose mean loss is about `loss` nats per token."""
+    def pretraining(self, n: int, loss: float, corpus: str = "stdlib") -> None:
+        """A language model of `corpus` with 60 held-out documents whose mean loss is about `loss` nats per token."""
         tokens_I = np.random.default_rng(5).integers(50, 400, 60)
         document_I = np.random.default_rng(6).normal(0, 0.15, 60)
         row = {
             "stage": "pretrain",
             "N": n,
             "objective": "lm",
-            "task": "stdlib",
+            "task": corpus,
             "metric": "loss",
             "n_items": 60,
         }
         for s in range(SEEDS):
             loss_I = loss + document_I + self.rng.normal(0, 0.004) + self.rng.normal(0, 0.02, 60)
             for i in range(60):
-                item = {"task": "stdlib", "split": "test", "selection": "final", "seed": s, "option": "text"}
+                item = {"task": corpus, "split": "test", "selection": "final", "seed": s, "option": "text"}
                 item |= {"item_id": f"doc{i:03d}", "group_id": f"doc{i:03d}", "n_tokens": int(tokens_I[i])}
-                self._item(f"pretrain_n{n}", item | {"logp_sum": float(-tokens_I[i] * loss_I[i])})
+                self._item(f"pretrain_{corpus}_n{n}", item | {"logp_sum": float(-tokens_I[i] * loss_I[i])})
             value = float(tokens_I @ loss_I / tokens_I.sum())
-            self._row(f"pretrain_n{n}", row | {"seed": s, "pretrain_seed": s, "value": value})
+            self._row(f"pretrain_{corpus}_n{n}", row | {"seed": s, "pretrain_seed": s, "value": value})
 
     def pairs(
         self, task: str, objective: str, n: int, init: str = "", pairs: int = 0, intervention: str = ""

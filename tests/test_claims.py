@@ -76,6 +76,10 @@ def test_outcomes_say_where_and_from_how_much(outcomes):
         "mean at 12k",
         "mean at 98k",
         "mean at 332k",
+        "Line order, untuned LM",
+        "Word order, untuned LM",
+        "Line order, imitation minus untuned",
+        "Word order, imitation minus untuned",
     ]
     assert outcomes["pmp_helps"].at == "N = 332k, 500 pairs, PMP on stdlib"
     assert outcomes["symbols_weak"].at == "N = 98k, 500 pairs"

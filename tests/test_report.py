@@ -58,6 +58,16 @@ def test_the_page_says_what_was_measured(folder):
         assert text in page, text
 
 
+def test_the_loss_of_a_size_is_the_ladders_own(folder):
+    """And not that of the symbols' language model, which has the same size."""
+    summary = results.read_table(folder / "summary.csv")
+    loss = summary[(summary["metric"] == "loss") & (summary["task"] == "stdlib")].set_index("N")["value"]
+    page = (folder / "report.html").read_text()
+    for n in loss.index:
+        cells = re.search(rf"<td>{int(n):,}</td>(.*?)</tr>", page, re.S)
+        assert f"{loss[n]:.3f}" in cells[1]
+
+
 def test_the_same_study_gives_the_same_bytes(folder, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(
@@ -113,7 +123,7 @@ def _judged(**verdicts):
         (claims.SUPPORTED, "as the paper found"),
         (claims.CONTRADICTED, "the opposite of what the paper found"),
         (claims.POWER, "too close to call"),
-        (claims.FLOOR, "means nothing"),
+        (claims.FLOOR, "decides nothing"),
     ],
 )
 def test_headline_is_two_sentences_about_the_outcomes(verdict, words):

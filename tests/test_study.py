@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_runs import tiny
 
 from hhh_jax import study
 from hhh_jax.errors import UserError
@@ -86,6 +87,63 @@ def test_chains_and_shares(study_file):
 def test_bad_shards(text):
     with pytest.raises(UserError, match="give i/n"):
         study._parse_shard(text)
+
+
+def test_chains_join_what_a_choice_joins():
+    grid = [study.Planned("a", None), study.Planned("b", None), study.Planned("c", None, choose=("a", "b"))]
+    assert [[run.name for run in chain] for chain in study.chains([*grid, study.Planned("d", None)])] == [
+        ["a", "b", "c"],
+        ["d"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "planned, message",
+    [
+        ([study.Planned("a", None), study.Planned("a", None)], "two runs named a"),
+        ([study.Planned("a", None, after="b"), study.Planned("b", None)], "a needs b, which is not among the runs"),
+        ([study.Planned("a", None, choose=("x",))], "a needs x, which is not among the runs"),
+    ],
+)
+def test_plans_that_cannot_be_done(planned, message):
+    with pytest.raises(UserError, match=message):
+        study.check_plan(planned)
+
+
+def test_a_finished_run_of_other_settings_is_refused(ranked, pairs, pretrained, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "x").symlink_to(ranked)
+    same = tiny("ranked", pairs, init__checkpoint=pretrained)
+    study.check_unchanged(tmp_path, [study.Planned("x", same)])
+    other = tiny("ranked", pairs, init__checkpoint=pretrained, optim__lr_multiple=0.125)
+    study.check_unchanged(tmp_path, [study.Planned("x", other, choose=("chosen_by_a_grid",))])
+    with pytest.raises(UserError, match=r"config.json: this run was made with optim.lr_multiple = .*says 0.125"):
+        study.check_unchanged(tmp_path, [study.Planned("x", other)])
+
+
+def test_a_run_whose_process_dies_is_not_tried_again_in_the_same_start(tmp_path, monkeypatch):
+    """The lock of the dead process is gone, and the mark of the start that it belonged to is left."""
+    planned = [study.Planned("x", None, baseline=("symbols:T0", 0, 10, 10)), study.Planned("y", None, after="x")]
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks" / "x").write_text("first")
+    monkeypatch.setenv(study.START, "first")
+    said: list[str] = []
+    broken = study.execute(tmp_path, planned, said.append)
+    assert broken == {"x": "its process died (for want of memory?)", "y": "needs x, which is broken"}
+    assert (tmp_path / "runs" / "x" / "error.txt").read_text().startswith("its process died") and len(said) == 2
+    (tmp_path / "runs" / "x" / "error.txt").unlink()
+    monkeypatch.setenv(study.START, "second")
+    assert study.execute(tmp_path, planned[:1], said.append) == {} and study.is_done(tmp_path, planned[0])
+
+
+def test_a_run_in_other_hands_is_waited_for(tmp_path):
+    planned = [study.Planned("x", None, baseline=("symbols:T0", 0, 10, 10))]
+    with study._hold(tmp_path, planned[0]) as (held, _):
+        assert held
+        with study._hold(tmp_path, planned[0]) as (again, _):
+            assert not again
+        assert study.execute(tmp_path, planned, stop=iter((False, False, True)).__next__) == {}
+    assert not study.is_done(tmp_path, planned[0])
 
 
 def test_a_file_that_is_no_study(tmp_path):

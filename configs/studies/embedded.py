@@ -52,7 +52,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
     c.pmp = {
         "rung": "332k",
         "source": "edits",
-        "pairs": 3000 if full else 800,
+        "pairs": 3000 if full else 600,
         "finetune_pairs": (100, 500, c.pairs) if full else (100, c.pairs),
         "ranked_finetune_pairs": (100, 500, c.pairs) if full else (100,),  # where pre-training matters most
     }
@@ -147,9 +147,10 @@ def _pmp(c: ml_collections.ConfigDict) -> Iterator[Planned]:
 def _symbols(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     rung = c.symbols.rung
     # Symbols have a language model and a tokenizer of their own, in which each is one token: 256 bytes, 2 special
-    # tokens and 677 merges.
-    # A pair has about ten.
-    settings = {"objective.mu": 0.0, "model.vocab_size": 935, "data.row_length": 64, "data.max_tokens": 32}
+    # tokens and 677 merges. A pair has about ten tokens, so that a quarter of a row each is enough.
+    settings = {
+        "objective.mu": 0.0, "model.vocab_size": 935, "data.row_length": 64, "data.max_tokens": 32, "data.row_sizes": 4,
+    }  # fmt: skip
     start = f"pretrain-symbols-{rung}"
     pretraining = {"tokens": c.symbols.pretrain_tokens, "model.vocab_size": 935}
     yield Planned(start, _run(c, "pretrain", rung, "symbols", "", **pretraining))
@@ -181,4 +182,6 @@ def _finetuning(
                 more = {"data.limit": pairs, "init.score_head": keep, "eval.selections": ("best",)}
                 start = init.replace(":", "_")
                 name = f"{stage}-{task.replace(':', '_')}-{rung}-from_{start}-{pairs}_pairs"
-                yield Planned(name, _run(c, stage, rung, task, init, **settings, **more), after)
+                # The rate that was chosen for this task without PMP.
+                choose = tuple(f"{stage}-{task}-{rung}-lr_{m}" for m in c.lr_grid) if not settings else ()
+                yield Planned(name, _run(c, stage, rung, task, init, **settings, **more), after, choose)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hhh_jax.figures import style
+from hhh_jax.summary import ladder_corpus
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 def scaling(table: "pd.DataFrame") -> "Figure":
     """Held-out loss of the language models against N in log-log, with the fitted power law."""
     rows = style.need(style.select(table, stage="summary", objective="lm", metric="loss"), "pretraining loss")
-    corpus = rows["task"].iloc[0]
+    corpus = ladder_corpus(table)
     rows = rows[rows["task"] == corpus]
     each = style.select(table, stage="pretrain", objective="lm", metric="loss", task=corpus)
     figure, axes = style.new_figure(panel=(4.4, 3.2))
