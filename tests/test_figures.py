@@ -144,7 +144,7 @@ def test_scaling_draws_the_fit(table):
     x, y = next(line for label, line in lines.items() if label.startswith("power law"))
     exponent = _value(table, metric="fit:exponent").value
     np.testing.assert_allclose(np.diff(np.log(y)) / np.diff(np.log(x)), -exponent)
-    losses = [_value(table, stage="summary", metric="loss", N=n).value for n in SIZES]
+    losses = [_value(table, stage="summary", metric="loss", task="stdlib", N=n).value for n in SIZES]
     np.testing.assert_allclose(lines["measured"][1], losses)
 
 
