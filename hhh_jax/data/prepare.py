@@ -10,8 +10,8 @@ has changed. The same input, seed and settings give the same bytes, whatever the
     read the input in blocks -> workers make rows of them, sorted into buckets -> workers join rows of a few buckets
     to records, in an order drawn by the seed -> shards -> card.json, card.html -> DIR
 
-Memory is bounded by a few blocks (16 MiB) and units (64 MiB of rows) a worker, and by the largest set of rows that have
-a key in common.
+Memory is bounded by a few blocks (16 MiB) and units (64 MiB of rows) a worker, by the largest set of rows that have a
+key in common, and by the window of zstd archives (Pushshift's: up to 2 GiB, in the main process).
 """
 
 from __future__ import annotations
