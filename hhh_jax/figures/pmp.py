@@ -100,7 +100,7 @@ def binary_ranked(table: "pd.DataFrame") -> "Figure":
         lines = gains[(gains["init"] == init) & (gains["task"] != "mean:all")]
         for index, task in enumerate(sorted(lines["task"].unique())):
             line = lines[lines["task"] == task]
-            style_ = {"linestyle": dashes[index % 4], "linewidth": 1, "alpha": 0.55}
+            style_ = {"linestyle": dashes[index % 4], "linewidth": 1, "alpha": 0.55, "marker": "."}
             ax.plot(
                 line["pairs_total"].astype(float),
                 line["value"],
