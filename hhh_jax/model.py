@@ -21,6 +21,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hhh_jax import attention
+
 Params = dict[str, Any]
 
 PAPER_LADDER = {
@@ -84,30 +86,6 @@ class ModelConfig:
         return self.d_model // self.head_dim
 
 
-def attention_mask(segment_ids_BxT: jax.Array, branch_ids_BxT: jax.Array, positions_BxT: jax.Array) -> jax.Array:
-    """Which keys a query sees: same segment, position not after its own, and the key's branch is 0 or the query's.
-
-    Branch 0 is what the branches of a segment share (the context of a pair); branches never see each other.
-
-    Returns:
-      bool ``[B, T, T]``, queries before keys.
-    """
-    same_segment = segment_ids_BxT[:, :, None] == segment_ids_BxT[:, None, :]
-    not_after = positions_BxT[:, :, None] >= positions_BxT[:, None, :]
-    key_branch = branch_ids_BxT[:, None, :]
-    visible_branch = (key_branch == 0) | (key_branch == branch_ids_BxT[:, :, None])
-    return same_segment & not_after & visible_branch
-
-
-def attention(q_BxTxHxK: jax.Array, k_BxTxHxK: jax.Array, v_BxTxHxK: jax.Array, mask_BxTxT: jax.Array) -> jax.Array:
-    """Softmax attention with scores and softmax in float32; returns ``[B, T, H, K]`` in the dtype of ``v``."""
-    head_dim = q_BxTxHxK.shape[-1]
-    scores_BxHxTxT = jnp.einsum("bqhk,bshk->bhqs", q_BxTxHxK, k_BxTxHxK, preferred_element_type=jnp.float32)
-    scores_BxHxTxT = jnp.where(mask_BxTxT[:, None], scores_BxHxTxT / math.sqrt(head_dim), -1e30)
-    weights_BxHxTxT = jax.nn.softmax(scores_BxHxTxT, axis=-1).astype(v_BxTxHxK.dtype)
-    return jnp.einsum("bhqs,bshk->bqhk", weights_BxHxTxT, v_BxTxHxK)
-
-
 def rotary_angles(positions_BxT: jax.Array, rotated_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
     """Cosines of the rotary angles, and sines with each half's sign; float32 ``[B, T, 1, 2, rotated_dim / 2]``."""
     inverse_frequency = base ** (-jnp.arange(0, rotated_dim, 2, dtype=jnp.float32) / rotated_dim)
@@ -158,7 +136,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxTxD: jax.Array, mask_BxTxT: jax.Array, angles: tuple[jax.Array, jax.Array]
+        self, x_BxTxD: jax.Array, visibility: attention.Visibility, angles: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, None]:
         c = self.config
         dtype = jnp.dtype(c.dtype)
@@ -174,7 +152,7 @@ class Block(nn.Module):
         q, k, v = (linear(c.d_model, name)(y_BxTxD).reshape(heads) for name in ("query", "key", "value"))
         if c.positions == "rotary":
             q, k = rotate(q, angles), rotate(k, angles)
-        attended_BxTxD = attention(q, k, v, mask_BxTxT).reshape(y_BxTxD.shape)
+        attended_BxTxD = attention.attend(q, k, v, visibility).reshape(y_BxTxD.shape)
         attended_BxTxD = linear(c.d_model, "attention_out", residual_scale)(attended_BxTxD)
 
         z_BxTxD = _norm(c, "mlp_norm")(x_BxTxD if c.residual == "parallel" else x_BxTxD + attended_BxTxD)
@@ -199,10 +177,11 @@ class Transformer(nn.Module):
         if c.positions == "learned":
             table_PxD = self.param("position_embedding", init, (c.max_positions, c.d_model), jnp.float32)
             x_BxTxD += table_PxD.astype(c.dtype)[positions_BxT]
-        mask_BxTxT = attention_mask(segment_ids_BxT, branch_ids_BxT, positions_BxT)
+        layout = attention.Layout(segment_ids_BxT, branch_ids_BxT, positions_BxT)
+        visibility = attention.visibility(layout, layout)
         angles = rotary_angles(positions_BxT, int(c.head_dim * c.rotary_fraction) // 2 * 2, c.rotary_base)
         # Without the barrier XLA computes both anew in every operation of every layer that reads them.
-        mask_BxTxT, angles = jax.lax.optimization_barrier((mask_BxTxT, angles))
+        visibility, angles = jax.lax.optimization_barrier((visibility, angles))
         block: Any = Block
         if c.remat != "none":
             policy = None if c.remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
@@ -215,7 +194,7 @@ class Transformer(nn.Module):
             length=c.n_layer,
             unroll=c.unroll,
         )
-        x_BxTxD, _ = blocks(c, name="blocks")(x_BxTxD, mask_BxTxT, angles)
+        x_BxTxD, _ = blocks(c, name="blocks")(x_BxTxD, visibility, angles)
         return _norm(c, "final_norm")(x_BxTxD)
 
 

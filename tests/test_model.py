@@ -15,7 +15,6 @@ from hhh_jax.model import (
     PAPER_LADDER,
     ModelConfig,
     abstract_params,
-    attention_mask,
     count_params,
     executed_flops_per_token,
     hidden_states,
@@ -221,26 +220,6 @@ def test_packed_documents_equal_each_alone():
         expected = reference.hidden(config, params, document)
         np.testing.assert_allclose(packed_BxTxD[0][segments[0] == i + 1], expected, rtol=1e-4, atol=2e-5)
     assert np.isfinite(packed_BxTxD).all()  # padding too, or its zero weight would multiply a NaN
-
-
-def test_attention_mask_by_hand():
-    """Two segments; the first has a shared part of two tokens and two branches of two; then padding."""
-    segments = np.array([[1, 1, 1, 1, 1, 1, 2, 2, 0]])
-    branches = np.array([[0, 0, 1, 1, 2, 2, 0, 0, 0]])
-    positions = np.array([[0, 1, 2, 3, 2, 3, 0, 1, 0]])
-    expected = [
-        "x........",
-        "xx.......",
-        "xxx......",
-        "xxxx.....",
-        "xx..x....",
-        "xx..xx...",
-        "......x..",
-        "......xx.",
-        "........x",
-    ]
-    mask = np.asarray(attention_mask(segments, branches, positions))[0]
-    assert ["".join("x" if seen else "." for seen in row) for row in mask] == expected
 
 
 def test_nothing_leaks():
