@@ -46,16 +46,13 @@ def write_report(study_dir: str | os.PathLike) -> Path:
 
     Raises UserError if results.csv or item records behind its rows are missing or do not fit.
     """
-    import pandas as pd
-
     folder = Path(study_dir)
     study = Study(results.read_table(folder / "results.csv"), folder / "runs")
     results.write_table(summarize(study), folder / "summary.csv")
     judged = claims.evaluate(study)
     outcomes = {claim.key: outcome_record(outcome) for claim, outcome in judged}
     _write(folder / "claims.json", json.dumps(outcomes, indent=1) + "\n")
-    parts = [results.read_table(folder / name) for name in ("results.csv", "summary.csv")]
-    table = pd.concat(parts, ignore_index=True)
+    table = results.read_with_summary(folder / "results.csv")
     drawn = figures.draw_all(table, folder / "figures")
     path = folder / "study.json"
     facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

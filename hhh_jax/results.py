@@ -144,6 +144,14 @@ def read_table(path: str | os.PathLike) -> "pd.DataFrame":
     return table
 
 
+def read_with_summary(path: str | os.PathLike) -> "pd.DataFrame":
+    """results.csv with the rows of the summary.csv beside it. Raises UserError if either is missing."""
+    import pandas as pd
+
+    parts = [read_table(file) for file in (path, Path(path).with_name("summary.csv"))]
+    return pd.concat(parts, ignore_index=True)
+
+
 def read_items(run_dir: str | os.PathLike, task: str, split: str, selection: str, ranker: str) -> Items:
     """Which items each seed of a run got right, by `ranker`: reward, mean_logp, or a baseline's name.
 

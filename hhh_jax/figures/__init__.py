@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hhh_jax.figures import objectives, pmp, scaling, style
+from hhh_jax import results
+from hhh_jax.errors import UserError
+from hhh_jax.figures import objectives, paper, pmp, scaling, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,11 +18,13 @@ if TYPE_CHECKING:
 
 
 class Drawing(NamedTuple):
-    """How to draw a figure; `caption` says how to read it and what it corresponds to in the paper."""
+    """How to draw a figure; `caption` says how to read it and what it corresponds to in the paper, `numbers` which of
+    the paper's figures it is."""
 
     draw: Callable[["pd.DataFrame"], "Figure"]
     title: str
     caption: str
+    numbers: tuple[int, ...] = ()
 
 
 FIGURES = {
@@ -31,6 +35,7 @@ FIGURES = {
         "test items: thin lines are tasks, thick ones the means over ranked and over binary tasks with 95% "
         "intervals over seeds and items. Above zero, preference modeling is better. The paper: far above "
         "zero on ranked tasks, about zero on binary ones, at every size.",
+        numbers=(3,),
     ),
     "figures14_15": Drawing(
         objectives.tasks,
@@ -38,6 +43,7 @@ FIGURES = {
         "As the paper's figures 14 (ranked) and 15 (binary). Large marks are means over seeds with 95% "
         "intervals over seeds and items, faint dots single seeds, thin gray lines the trivial baselines. A "
         "mark that is not above the highest gray line shows nothing that counting words or bytes would not.",
+        numbers=(14, 15),
     ),
     "task_or_format": Drawing(
         objectives.task_or_format,
@@ -61,6 +67,7 @@ FIGURES = {
         "from the language model and from the (binary) preference-pretrained one. Right: their paired "
         "difference. The paper finds a gain at few pairs for models above about 1B parameters and none "
         "below 200M.",
+        numbers=(4,),
     ),
     "figure5": Drawing(
         pmp.pmp_tasks,
@@ -68,6 +75,7 @@ FIGURES = {
         "As the paper's figures 5 and 32, at the sizes at hand. Difference in accuracy that (binary) PMP "
         "makes after finetuning on the fewest and on the most pairs, with 95% intervals; right of zero it "
         "helps.",
+        numbers=(5, 32),
     ),
     "figure18": Drawing(
         pmp.binary_ranked,
@@ -75,6 +83,7 @@ FIGURES = {
         "As the paper's figure 18. Accuracy after binary PMP minus after ranked PMP on the same source; "
         "thin lines are tasks. Above zero, binary is better. Binarizing doubles the pairs, so binary PMP "
         "also has twice the updates.",
+        numbers=(18,),
     ),
     "figure33": Drawing(
         pmp.symbols,
@@ -83,6 +92,7 @@ FIGURES = {
         "many pairs of it, from models that were preference-pretrained on T0, on rankings scrambled ever "
         "more (T1 to T4), on the binarized form (Tb), or not at all. The paper: the less scrambled the "
         "better, binary between moderate and strong.",
+        numbers=(33,),
     ),
 }
 
@@ -92,6 +102,37 @@ class Drawn(NamedTuple):
 
     paths: dict[str, Path]
     skipped: dict[str, str]
+
+
+def draw_number(number: int, results_path: str | None, out_dir: Path, with_paper: bool) -> list[Path]:
+    """Draws one of the paper's figures from a results table, from the paper's own numbers, or from both.
+
+    Returns the PNG of each; a PDF lies beside it. Raises UserError if there is no such figure, or nothing to draw it
+    from.
+    """
+    import matplotlib
+
+    ours = [(name, drawing) for name, drawing in FIGURES.items() if number in drawing.numbers]
+    figures: dict[str, Figure] = {}
+    with matplotlib.rc_context(style.RC):
+        if results_path:
+            if not ours:
+                known = ", ".join(map(str, sorted({n for drawing in FIGURES.values() for n in drawing.numbers})))
+                raise UserError(f"no figure {number} can be drawn from a results table; there are {known}")
+            table = results.read_with_summary(results_path)
+            for name, drawing in ours:
+                try:
+                    figures[name] = drawing.draw(table)
+                except style.NoRows as missing:
+                    raise UserError(f"{results_path}: figure {number} needs what it lacks: {missing}") from None
+        if with_paper:
+            figures[f"paper{number}"] = paper.draw(number)
+        if not figures:
+            raise UserError("give --results, --paper, or both: there is nothing to draw from")
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            style.save(figure, out_dir / f"{name}.png")
+    return [out_dir / f"{name}.png" for name in figures]
 
 
 def draw_all(table: "pd.DataFrame", out_dir: str | Path) -> Drawn:

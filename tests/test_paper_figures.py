@@ -1,0 +1,63 @@
+"""The paper's numbers against identities that hold among them, and values that its text states."""
+
+import numpy as np
+import pytest
+
+from hhh_jax import figures
+from hhh_jax.errors import UserError
+from hhh_jax.figures import paper
+
+
+def values(figure: int, panel: str, series: str) -> np.ndarray:
+    rows = paper.curves()
+    rows = rows[(rows["figure"] == figure) & (rows["panel"] == panel) & (rows["series"] == series)]
+    return rows.sort_values("x")["y"].to_numpy()
+
+
+@pytest.mark.parametrize("task", ["hellaswag", "learn_to_summarize"])
+def test_figure_3_is_the_difference_of_figure_14(task):
+    gain = values(14, task, "Preference Modeling") - values(14, task, "Imitation Learning")
+    np.testing.assert_allclose(gain, values(3, "main", f"light: {task}"), atol=2e-5)
+
+
+def test_gains_of_figure_5_are_the_means_of_figure_32():
+    for panel in ("500pairs", "5kpairs"):
+        gain = values(5, panel, "PMP Mix")[-1] - values(5, panel, "No PMP")[-1]
+        assert gain == pytest.approx(values(32, panel, "UPM Mix").mean(), abs=2e-4)
+
+
+def test_figure_21_counts_whole_questions():
+    rows = paper.curves()
+    right = rows[rows["figure"] == 21]["y"].to_numpy() * 817
+    np.testing.assert_allclose(right, np.round(right), atol=0.02)
+
+
+def test_values_that_the_text_states():
+    assert values(14, "hellaswag", "Preference Modeling")[-1] == pytest.approx(0.9375, abs=5e-5)
+    assert values(3, "main", "Mean Over Ranked Evals")[-1] == pytest.approx(0.2095, abs=5e-5)
+    assert values(3, "main", "Mean Over Binary Evals")[-1] == pytest.approx(-0.0078, abs=5e-5)
+
+
+def test_every_panel_has_curves_and_every_curve_a_panel():
+    curves, panels = paper.curves(), paper.panels()
+    assert set(zip(curves["figure"], curves["panel"], strict=True)) == set(
+        zip(panels["figure"], panels["panel"], strict=True)
+    )
+
+
+@pytest.mark.parametrize("figure", [11, 26, 32])
+def test_draws_every_series_of_every_panel(figure):
+    drawn = paper.draw(figure)
+    rows = paper.curves()
+    for panel, ax in zip(paper.panels_of(figure)["panel"], drawn.axes, strict=False):
+        of_panel = rows[(rows["figure"] == figure) & (rows["panel"] == panel)]
+        assert len(ax.get_legend_handles_labels()[1]) == of_panel["series"].nunique()
+
+
+def test_says_what_is_missing(tmp_path):
+    with pytest.raises(UserError, match="no curves in a figure 1; there are 2, 3"):
+        figures.draw_number(1, None, tmp_path, with_paper=True)
+    with pytest.raises(UserError, match="--results, --paper"):
+        figures.draw_number(3, None, tmp_path, with_paper=False)
+    with pytest.raises(UserError, match="no figure 9 can be drawn"):
+        figures.draw_number(9, "results.csv", tmp_path, with_paper=False)
