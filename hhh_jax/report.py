@@ -61,7 +61,7 @@ def write_report(study_dir: str | os.PathLike) -> Path:
 
 
 def outcome_record(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as plain JSON: verdict, value, lo, hi, n_items, n_seeds, at, note."""
+    """An outcome as plain JSON: verdict, value, lo, hi, n_items, n_seeds, n_groups, at, note."""
     estimate = outcome.estimate._asdict() if outcome.estimate else {}
     return {"verdict": outcome.verdict, **estimate, "at": outcome.at, "note": outcome.note}
 
@@ -114,7 +114,7 @@ def headline(judged: Judged) -> str:
             claims.SUPPORTED: "as the paper found",
             claims.CONTRADICTED: "the opposite of what the paper found",
             claims.POWER: "too close to call",
-            claims.FLOOR: "which decides nothing. " + primary.note.rstrip("."),
+            claims.FLOOR: "undecided, at the floor. " + primary.note.rstrip("."),
         }[primary.verdict]
         first = (
             f"At {primary.at}, preference modeling gained {_signed(ranked.estimate)} in accuracy over "
@@ -197,7 +197,8 @@ def _claims_table(judged: Judged) -> str:
             f'<div class="rule">Statistic: {escape(claim.statistic)}. Rule: {escape(claim.rule)}.</div>'
         )
         if estimate := outcome.estimate:
-            size = f"{estimate.n_items:,} items, {estimate.n_seeds} seed{'s' * (estimate.n_seeds != 1)}"
+            groups = f" in {estimate.n_groups:,} groups" if 0 < estimate.n_groups < estimate.n_items else ""
+            size = f"{estimate.n_items:,} items{groups}, {estimate.n_seeds} seed{'s' * (estimate.n_seeds != 1)}"
             measured = (
                 f'<div class="value">{_strip(estimate)}<b>{_signed(estimate)}</b></div>'
                 f'<div class="where">{escape(outcome.at)}; {size}</div>{measured}'

@@ -25,13 +25,14 @@ N_BOOT = 4000
 
 
 class Estimate(NamedTuple):
-    """A value with its 95% interval; how many items and seeds it rests on."""
+    """A value with its 95% interval; how many items, seeds and groups of items it rests on (0: not known)."""
 
     value: float
     lo: float
     hi: float
     n_items: int
     n_seeds: int
+    n_groups: int = 0
 
 
 class Sample(NamedTuple):
@@ -259,7 +260,8 @@ def fit_offset(loss_BxR: np.ndarray, n_params_R: Sequence[float]) -> np.ndarray:
 
 def _interval(value: float, draws_B: np.ndarray, samples: Sequence[Sample]) -> Estimate:
     lo, hi = (float(q) for q in np.quantile(draws_B, [0.025, 0.975]))
-    return Estimate(value, lo, hi, sum(s.n_items for s in samples), samples[0].values.shape[0])
+    n_items, n_groups = sum(s.n_items for s in samples), sum(s.values.shape[1] for s in samples)
+    return Estimate(value, lo, hi, n_items, samples[0].values.shape[0], n_groups)
 
 
 @lru_cache(maxsize=16)

@@ -123,7 +123,7 @@ def _judged(**verdicts):
         (claims.SUPPORTED, "as the paper found"),
         (claims.CONTRADICTED, "the opposite of what the paper found"),
         (claims.POWER, "too close to call"),
-        (claims.FLOOR, "decides nothing"),
+        (claims.FLOOR, "undecided, at the floor"),
     ],
 )
 def test_headline_is_two_sentences_about_the_outcomes(verdict, words):

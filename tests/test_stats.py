@@ -51,6 +51,12 @@ def test_one_seed_gives_the_textbook_interval():
     )
 
 
+def test_an_estimate_says_what_it_rests_on():
+    values_SxI = np.tile([1.0, 0.0, 1.0, 1.0, 0.0], (3, 1))
+    estimate = stats.estimate([stats.sample(values_SxI, np.array(list("aabbc")))])
+    assert (estimate.n_items, estimate.n_groups, estimate.n_seeds) == (5, 3, 3)
+
+
 def test_groups_count_not_items():
     rng = np.random.default_rng(1)
     a_SxI = rng.normal(0, 1, (3, 80))
