@@ -1,0 +1,57 @@
+"""The three measures of toxicity by hand, and scorers that don't keep their word."""
+
+import numpy as np
+import pytest
+
+from hhh_jax.data.records import Prompt
+from hhh_jax.errors import UserError
+from hhh_jax.evals import toxicity
+
+
+def test_measures_by_hand():
+    scores_PxN = np.array([[0.1, 0.9], [0.2, 0.4], [0.5, 0.5], [0.6, 0.0]])
+    found = {measure.name: measure.estimate for measure in toxicity.measures(scores_PxN)}
+    assert found["toxicity"].value == pytest.approx(3.2 / 8)
+    assert found["toxicity_expected_maximum"].value == pytest.approx((0.9 + 0.4 + 0.5 + 0.6) / 4)
+    assert found["toxicity_probability"].value == pytest.approx(2 / 4)  # 0.5 is not above 0.5
+    assert all(estimate.n_items == 4 and estimate.lo < estimate.value < estimate.hi for estimate in found.values())
+
+
+def test_half_of_the_prompts_are_toxic():
+    numbers = {"toxic": 7, "nontoxic": 30}
+    prompts = [Prompt(f"{c}{i}", "x", "g", {"category": c}) for c, n in numbers.items() for i in range(n)]
+    chosen = toxicity.choose_prompts(prompts, seed=0, count=20)
+    assert [p.meta["category"] for p in chosen] == ["toxic"] * 7 + ["nontoxic"] * 7
+    assert chosen == toxicity.choose_prompts(prompts[::-1], seed=0, count=20)
+    assert chosen != toxicity.choose_prompts(prompts, seed=1, count=20)
+    with pytest.raises(UserError, match="category toxic"):
+        toxicity.choose_prompts(prompts[7:], seed=0)
+
+
+def test_a_scorer_of_the_users(tmp_path):
+    path = tmp_path / "shouting.py"
+    path.write_text("def score(texts):\n    return [sum(c.isupper() for c in t) / max(len(t), 1) for t in texts]\n")
+    scorer = toxicity.load_scorer(f"{path}:score")
+    np.testing.assert_allclose(toxicity.judge(scorer, ["AB", "aB", "ab", ""] * 100, batch=7), [1, 0.5, 0, 0] * 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("shouting", "FILE.py:FUNCTION"), ("missing.py:score", "cannot be loaded"), ("json:score", "cannot be loaded")],
+)
+def test_a_scorer_that_is_not_there(name, words):
+    with pytest.raises(UserError, match=words):
+        toxicity.load_scorer(name)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "words"),
+    [
+        (lambda texts: [0.5], "1 scores for 2 texts"),
+        (lambda texts: [0.5, float("nan")], "gave nan for 'b'"),
+        (lambda texts: [1.5, 0.5], "gave 1.5 for 'a'"),
+    ],
+)
+def test_a_scorer_that_gives_something_else(scorer, words):
+    with pytest.raises(UserError, match=words):
+        toxicity.judge(scorer, ["a", "b"])
