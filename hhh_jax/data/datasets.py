@@ -2,7 +2,7 @@
 
 Pairs: `word_order`, `line_order`, `order_label`, `docstring_match`, `word_order_label` (`tasks`), `edits`,
 `symbols:T0` .. `symbols:T4` and `symbols:Tb` (`symbols`), or a path to the user's own (`files`). Documents:
-`stdlib`, `symbols`, or a path.
+`stdlib`, `symbols`, `counting`, `counting:FIRST-LAST`, or a path.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import difflib
 import random
 from collections import Counter
 
-from hhh_jax.data import edits, files, stdlib, symbols, tasks
+from hhh_jax.data import counting, edits, files, stdlib, symbols, tasks
 from hhh_jax.data.records import SPLITS, Counts, Dataset, Document, Pair, content_sha
 from hhh_jax.errors import UserError
 
 PAIR_NAMES = (*tasks.TASKS, "edits", *(f"symbols:{variant}" for variant in symbols.VARIANTS))
-DOCUMENT_NAMES = ("stdlib", "symbols")
+DOCUMENT_NAMES = ("stdlib", "symbols", counting.NAME)
 
 
 def kind(name: str) -> str:
@@ -53,8 +53,10 @@ def load_documents(name: str, split: str, *, bad_rows: str = "error") -> Dataset
 
     What is dropped of `stdlib` is counted in files.
     """
-    _check_name(name, DOCUMENT_NAMES)
+    _check_name(name.partition(":")[0] if name.startswith(f"{counting.NAME}:") else name, DOCUMENT_NAMES)
     _check_split(split)
+    if name.startswith(counting.NAME) and not files.is_path(name):
+        return _dataset(name, counting.documents(name, split))
     if name == "stdlib":
         return _dataset(name, stdlib.documents(split), stdlib.read_library().counts)
     if name == "symbols":  # all of them in every split: what is held out is pairs, never symbols
