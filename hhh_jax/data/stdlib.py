@@ -2,8 +2,9 @@
 
 Every source file has one role, chosen by a hash of its path inside the library (so the same under every
 version of Python): pretraining or finetuning tasks, and there train, validation or test. What serves a task
-is never pretrained on. Test folders aren't used (slim installations lack them), nor `encodings` (a hundred
-near copies) and `_sysconfigdata*` (it names the machine).
+is never pretrained on. What some installations lack or add isn't used, so that all of one version give the same:
+test folders, and what distributions leave out or pack apart (Tk and IDLE, distutils, lib2to3, ensurepip). Nor are
+`encodings` (a hundred near copies) and `_sysconfigdata*` (it names the machine).
 """
 
 from __future__ import annotations
@@ -28,13 +29,17 @@ SHARES = {
     ("pretraining", "validation"): 2,
     ("pretraining", "test"): 2,
     ("tasks", "train"): 35,
-    ("tasks", "validation"): 9,
-    ("tasks", "test"): 17,
+    ("tasks", "validation"): 10,
+    ("tasks", "test"): 16,
 }
 _SALT = "f"  # of the letters, the one that spreads the few long modules best over the roles
 # The language reference as one table of prose: larger than any module, so it would swamp a task's split.
 TOPICS = "pydoc_data/topics.py"
-_SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings"}
+_SKIPPED = {
+    "test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings",
+    "tkinter", "turtledemo", "turtle.py", "idlelib", "distutils", "_distutils_system_mod.py", "lib2to3", "ensurepip",
+    "macholib", "sitecustomize.py",
+}  # fmt: skip
 _MIN_FILES, _MIN_BYTES = 300, 5_000_000
 _MIN_CHARACTERS = 40  # of a document
 _MIN_SHARED = 30  # characters of a line that counts as copied
@@ -131,7 +136,7 @@ def _source_files(folder: Path) -> list[str]:
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in _SKIPPED and not name.startswith("config-")]
         for name in names:
-            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
+            if name.endswith(".py") and name not in _SKIPPED and not name.startswith("_sysconfigdata"):
                 found.append((Path(parent) / name).relative_to(folder).as_posix())
     return sorted(found)
 

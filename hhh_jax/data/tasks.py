@@ -3,7 +3,7 @@
 - `word_order` (ranked): 10 to 16 words of prose; the better text has had fewer words transposed.
 - `line_order` (ranked): 4 to 6 lines of a function; the better text has fewer inversions of line order.
 - `order_label` (binary, label form): is this text intact or mixed? The same two labels throughout.
-- `docstring_match` (binary, free-form): does this docstring belong to this function or class?
+- `docstring_match` (binary, free-form): does this sentence belong to the docstring of this function or class?
 - `word_order_label`: the comparisons of `word_order` posed as "which is better, 1 or 2?".
 
 A ranked item is a chain of three levels a < b < c of one hidden quality, which gives the pairs (a, b) and (b,
@@ -19,6 +19,7 @@ import functools
 import itertools
 import random
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 
 from hhh_jax.data import stdlib
@@ -29,7 +30,8 @@ LINE_LEVELS = (0, 1, 2, 4, 6)  # Kendall distance: how many pairs of lines stand
 INTACT, MIXED = " intact", " mixed"
 FIRST, SECOND = " 1", " 2"
 # In characters: then all but one in a hundred sides stay within 64 tokens of a vocabulary of 1024.
-_WINDOW, _LINES, _HEADER, _SENTENCE = 90, 92, 60, 90
+_WINDOW, _LINES, _HEADER, _SENTENCE = 90, 92, 50, 75
+_SENTENCES = 2  # of a docstring
 
 _LONG = ('"""', "'''", "\\")  # one of them is in every string of several lines
 
@@ -86,15 +88,15 @@ def order_label(split: str, seed: int) -> Iterator[Pair]:
 
 
 def docstring_match(split: str, seed: int) -> Iterator[Pair]:
-    """A definition's first line, the first sentence of its docstring, and that of another of the split.
+    """A definition's first line, a sentence of its docstring, and that of another of the split.
 
-    Functions are matched with functions and classes with classes. Every sentence is good once and bad once,
-    so that it says nothing by itself.
+    Functions are matched with functions and classes with classes, first sentences with first ones and second with
+    second ones. Every sentence is good once and bad once, so that it says nothing by itself.
     """
     items = _definitions(split)
-    for keyword in ("def", "class"):
-        ring = [item for item in items if item[2].startswith(keyword)]
-        random.Random(f"docstring_match {keyword} {split} {seed}").shuffle(ring)
+    for keyword, number in itertools.product(("def", "class"), range(_SENTENCES)):
+        ring = [item for item in items if item[0].endswith(f":{number}") and item[2].startswith(keyword)]
+        random.Random(f"docstring_match {keyword} {number} {split} {seed}").shuffle(ring)
         for (key, group, header, sentence), other in zip(ring, [*ring[1:], *ring[:1]], strict=True):
             good, bad = (f'\n    """{text}"""' for text in (sentence, other[3]))
             yield Pair(key, header, good, bad, group)
@@ -243,17 +245,25 @@ def _cut_lines(block: list[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _definitions(split: str) -> list[tuple[str, str, str, str]]:
-    """(key, file, header, first sentence of the docstring) of functions and classes; no sentence twice."""
+    """(key, file, header, sentence) of the docstrings of functions and classes: the first and second sentence of each,
+    cut short where they are long; no sentence twice."""
     found: dict[str, tuple[str, str, str, str]] = {}
     for module in stdlib.modules("tasks", split):
         for node, _ in module.definitions:
-            paragraph = stdlib.paragraphs(ast.get_docstring(node) or "")[0]
-            sentence = re.split(r"(?<=[.!?])\s", " ".join(" ".join(paragraph).split()))[0]
-            header = _header(node)
-            fits = 15 <= len(sentence) <= _SENTENCE and len(header) <= _HEADER
-            if fits and not stdlib.copied(paragraph):
-                found.setdefault(sentence, (f"{module.path}:{node.lineno}", module.path, header, sentence))
+            header = textwrap.shorten(_header(node), _HEADER, placeholder=" ...")
+            new = (text for text in _docstring_sentences(node) if text not in found)
+            for number, sentence in enumerate(itertools.islice(new, _SENTENCES)):
+                found[sentence] = (f"{module.path}:{node.lineno}:{number}", module.path, header, sentence)
     return list(found.values())
+
+
+def _docstring_sentences(node: stdlib.Definition) -> Iterator[str]:
+    """What begins a docstring and the sentences of its prose, on one line each; nothing copied between files."""
+    for number, paragraph in enumerate(stdlib.paragraphs(ast.get_docstring(node) or "")):
+        if (number == 0 or stdlib.is_prose(paragraph)) and not stdlib.copied(paragraph):
+            for text in re.split(r"(?<=[.!?])\s", " ".join(" ".join(paragraph).split())):
+                if len(text) >= 15:
+                    yield textwrap.shorten(text, _SENTENCE, placeholder=" ...")
 
 
 def _header(node: stdlib.Definition) -> str:

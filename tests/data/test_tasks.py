@@ -298,13 +298,35 @@ def test_lines_of_code_come_from_runs_without_comments_or_long_strings(monkeypat
     assert not rest
 
 
+def definitions_of(text, monkeypatch):
+    monkeypatch.setattr(stdlib, "modules", lambda purpose, split: [Module("m.py", text, purpose, split)])
+    return tasks._definitions("train")
+
+
 def test_definitions_of_a_module(monkeypatch):
     text = CODE + 'class Thing(Base, metaclass=M):\n    """A class about things."""\n    x = 1\n'
-    monkeypatch.setattr(stdlib, "modules", lambda purpose, split: [Module("m.py", text, purpose, split)])
-    assert tasks._definitions("train") == [
-        ("m.py:1", "m.py", "def f(a, b):", "Docstring of f, on two lines."),
-        ("m.py:15", "m.py", "class Thing(Base):", "A class about things."),
+    assert definitions_of(text, monkeypatch) == [
+        ("m.py:1:0", "m.py", "def f(a, b):", "Docstring of f, on two lines."),
+        ("m.py:1:1", "m.py", "def f(a, b):", "And a second sentence."),
+        ("m.py:15:0", "m.py", "class Thing(Base):", "A class about things."),
     ]
+
+
+def test_two_sentences_of_a_docstring_are_taken_and_cut_short(monkeypatch):
+    text = (
+        "def name(first_argument, second_argument, third_argument):\n"
+        '    """name(first) -> second, and no letter is below a hundred of them in this very long line of text.\n\n'
+        "    Too short.\n\n    * a list of numbers\n\n"
+        '    This one is prose again.  A third sentence is left out."""\n'
+        'def copy():\n    """This one is prose again."""\n'
+    )
+    assert definitions_of(text, monkeypatch) == [
+        (f"m.py:1:{number}", "m.py", "def name(first_argument, second_argument, ...", sentence)
+        for number, sentence in enumerate((
+            "name(first) -> second, and no letter is below a hundred of them in this ...",
+            "This one is prose again.",
+        ))
+    ]  # fmt: skip
 
 
 def test_windows_of_prose(monkeypatch):
