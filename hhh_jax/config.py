@@ -5,6 +5,7 @@ from typing import Any
 
 import ml_collections
 
+from hhh_jax import attention
 from hhh_jax.errors import UserError
 from hhh_jax.model import CPU_LADDER, PAPER_LADDER, ModelConfig, count_params
 from hhh_jax.optim import pretraining_lr
@@ -18,6 +19,7 @@ CHOICES = {
     "model.residual": ("sequential", "parallel"),
     "model.norm": ("layernorm", "rmsnorm"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.attention": attention.KINDS,
     "model.remat": ("none", "full", "dots"),
     "data.bad_rows": ("error", "drop"),
     "objective.name": ("lm", "imitation", "preference"),
@@ -71,8 +73,10 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
         "norm": "layernorm",
         "biases": True,
         "dtype": "float32" if cpu else "bfloat16",
+        "attention": "auto",  # the platform's kernel, or one of hhh_jax.attention.KINDS
         "remat": "none" if cpu else "full",
         "unroll": n_layer if cpu else 1,
+        "shard_sequence": True,  # divide the residual stream along tokens, where mesh.tensor is above 1
     }
     c.data = {
         "source": "stdlib",  # a name of hhh_jax.data.datasets or a path

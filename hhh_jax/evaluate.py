@@ -77,7 +77,7 @@ def _compiled_forward(model: ModelConfig, n_seeds: int, mesh: Mesh, want: tuple[
 
     def forward(params: Params, batch: Batch) -> tuple[jax.Array | None, jax.Array | None]:
         hidden_RxTxD = hidden_states(
-            model, params, batch.tokens, batch.segment_ids, batch.branch_ids, batch.positions
+            model, params, batch.tokens, batch.segment_ids, batch.branch_ids, batch.positions, mesh
         )
         outputs = Outputs(params, hidden_RxTxD, batch)
         logps = outputs.target_logps() if "logp" in want else None

@@ -20,8 +20,9 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from hhh_jax import attention
+from hhh_jax import attention, sharding
 
 Params = dict[str, Any]
 
@@ -54,8 +55,11 @@ class ModelConfig:
       norm: ``layernorm`` or ``rmsnorm``.
       biases: whether linear layers and norms add one.
       dtype: compute dtype; parameters, logits, rewards and losses are always float32.
+      attention: a kernel of `attention.KINDS`; ``auto`` takes the platform's.
       remat: ``none``, ``full`` (keep block inputs only) or ``dots`` (keep matmul outputs too).
       unroll: layers per iteration of the scan over layers; never changes the parameter tree.
+      shard_sequence: whether the residual stream is divided along tokens among the devices of mesh axis ``tensor``
+        between attention and MLP, where their number divides the length of a row.
     """
 
     n_layer: int
@@ -70,8 +74,10 @@ class ModelConfig:
     norm: str = "layernorm"
     biases: bool = True
     dtype: str = "bfloat16"
+    attention: str = "auto"
     remat: str = "none"
     unroll: int = 1
+    shard_sequence: bool = True
 
     @property
     def d_model(self) -> int:
@@ -133,6 +139,7 @@ class Block(nn.Module):
     """One layer: attention and MLP, each behind a norm and added to the residual stream."""
 
     config: ModelConfig
+    mesh: Mesh | None
 
     @nn.compact
     def __call__(
@@ -147,23 +154,31 @@ class Block(nn.Module):
         def linear(features: int, name: str, init_scale: float = 1.0) -> Linear:
             return Linear(features, c.biases, dtype, init_scale, name=name)
 
-        y_BxTxD = _norm(c, "attention_norm")(x_BxTxD)
+        def residual(x_BxTxD: jax.Array) -> jax.Array:
+            return sharding.constrain_residual(x_BxTxD, self.mesh, c.shard_sequence)
+
+        def whole(x_BxTxD: jax.Array) -> jax.Array:
+            return sharding.constrain_residual(x_BxTxD, self.mesh, False)
+
+        y_BxTxD = whole(_norm(c, "attention_norm")(x_BxTxD))
         heads = (*y_BxTxD.shape[:2], c.n_head, c.head_dim)
         q, k, v = (linear(c.d_model, name)(y_BxTxD).reshape(heads) for name in ("query", "key", "value"))
         if c.positions == "rotary":
             q, k = rotate(q, angles), rotate(k, angles)
         attended_BxTxD = attention.attend(q, k, v, visibility).reshape(y_BxTxD.shape)
-        attended_BxTxD = linear(c.d_model, "attention_out", residual_scale)(attended_BxTxD)
+        attended_BxTxD = residual(linear(c.d_model, "attention_out", residual_scale)(attended_BxTxD))
 
-        z_BxTxD = _norm(c, "mlp_norm")(x_BxTxD if c.residual == "parallel" else x_BxTxD + attended_BxTxD)
+        z_BxTxD = whole(_norm(c, "mlp_norm")(x_BxTxD if c.residual == "parallel" else x_BxTxD + attended_BxTxD))
         h_BxTxF = nn.gelu(linear(c.d_ff, "mlp_in")(z_BxTxD), approximate=False)
-        return x_BxTxD + attended_BxTxD + linear(c.d_model, "mlp_out", residual_scale)(h_BxTxF), None
+        added_BxTxD = residual(linear(c.d_model, "mlp_out", residual_scale)(h_BxTxF))
+        return x_BxTxD + attended_BxTxD + added_BxTxD, None
 
 
 class Transformer(nn.Module):
     """Tokens to hidden states; the heads are the separate functions `lm_logits` and `rewards`."""
 
     config: ModelConfig
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -178,7 +193,9 @@ class Transformer(nn.Module):
             table_PxD = self.param("position_embedding", init, (c.max_positions, c.d_model), jnp.float32)
             x_BxTxD += table_PxD.astype(c.dtype)[positions_BxT]
         layout = attention.Layout(segment_ids_BxT, branch_ids_BxT, positions_BxT)
-        visibility = attention.visibility(layout, layout)
+        length = tokens_BxT.shape[1]
+        kind = attention.choose(c.attention, c.head_dim, c.dtype, length, length, self.mesh)
+        visibility = attention.visibility(layout, layout, kind, self.mesh)
         angles = rotary_angles(positions_BxT, int(c.head_dim * c.rotary_fraction) // 2 * 2, c.rotary_base)
         # Without the barrier XLA computes both anew in every operation of every layer that reads them.
         visibility, angles = jax.lax.optimization_barrier((visibility, angles))
@@ -194,8 +211,9 @@ class Transformer(nn.Module):
             length=c.n_layer,
             unroll=c.unroll,
         )
-        x_BxTxD, _ = blocks(c, name="blocks")(x_BxTxD, visibility, angles)
-        return _norm(c, "final_norm")(x_BxTxD)
+        x_BxTxD = sharding.constrain_residual(x_BxTxD, self.mesh, c.shard_sequence)
+        x_BxTxD, _ = blocks(c, self.mesh, name="blocks")(x_BxTxD, visibility, angles)
+        return sharding.constrain_residual(_norm(c, "final_norm")(x_BxTxD), self.mesh, False)
 
 
 def init_params(config: ModelConfig, key: jax.Array, score_head: bool) -> Params:
@@ -205,7 +223,8 @@ def init_params(config: ModelConfig, key: jax.Array, score_head: bool) -> Params
     """
     trunk_key, lm_key, score_key = jax.random.split(key, 3)
     dummy_1x1 = jnp.zeros((1, 1), jnp.int32)
-    trunk = Transformer(config).init(trunk_key, dummy_1x1, dummy_1x1, dummy_1x1, dummy_1x1)["params"]
+    plain = dataclasses.replace(config, attention="plain")  # kernels don't take one token
+    trunk = Transformer(plain).init(trunk_key, dummy_1x1, dummy_1x1, dummy_1x1, dummy_1x1)["params"]
     d, vocab = config.d_model, config.vocab_size
     params = {"transformer": trunk, "lm_head": {"kernel": jax.random.normal(lm_key, (d, vocab)) / math.sqrt(d)}}
     if score_head:
@@ -226,10 +245,15 @@ def hidden_states(
     segment_ids_BxT: jax.Array,
     branch_ids_BxT: jax.Array,
     positions_BxT: jax.Array,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
-    """The transformer applied: int32 ``[B, T]`` each to hidden states ``[B, T, D]`` in the compute dtype."""
-    variables = {"params": params["transformer"]}
-    hidden_BxTxD = Transformer(config).apply(variables, tokens_BxT, segment_ids_BxT, branch_ids_BxT, positions_BxT)
+    """The transformer applied: int32 ``[B, T]`` each to hidden states ``[B, T, D]`` in the compute dtype.
+
+    Args:
+      mesh: what the rows and the parameters are divided over; None for a single device.
+    """
+    variables, layout = {"params": params["transformer"]}, (segment_ids_BxT, branch_ids_BxT, positions_BxT)
+    hidden_BxTxD = Transformer(config, mesh).apply(variables, tokens_BxT, *layout)
     return cast(jax.Array, hidden_BxTxD)  # apply's type also allows for mutated variables, which are not asked for
 
 

@@ -79,6 +79,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(None, ("data", "fsdp")))
 
 
+def constrain_residual(x_BxTxD: jax.Array, mesh: Mesh | None, along_tokens: bool) -> jax.Array:
+    """Rows over data and fsdp and, if `along_tokens` and it comes out even, a row's tokens over tensor."""
+    if mesh is None or mesh.size == 1:
+        return x_BxTxD
+    even = along_tokens and x_BxTxD.shape[1] % mesh.shape["tensor"] == 0
+    spec = P(("data", "fsdp"), "tensor" if even else None, None)
+    return jax.lax.with_sharding_constraint(x_BxTxD, NamedSharding(mesh, spec))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """On every device in full."""
     return NamedSharding(mesh, P())

@@ -88,7 +88,7 @@ def batch_loss(
       (the term itself without its coefficient under ``<term>_loss``); both add up over microbatches.
     """
     hidden_RxTxD = hidden_states(
-        config.model, params, batch.tokens, batch.segment_ids, batch.branch_ids, batch.positions
+        config.model, params, batch.tokens, batch.segment_ids, batch.branch_ids, batch.positions, config.mesh
     )
     outputs = objectives.Outputs(params, hidden_RxTxD, batch)
     terms, metrics = {}, {}
