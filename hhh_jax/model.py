@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from hhh_jax import attention, sharding
+from hhh_jax.cache import Cache, KeyValues, attend_after
 
 Params = dict[str, Any]
 
@@ -136,15 +137,24 @@ def _norm(config: ModelConfig, name: str) -> nn.Module:
 
 
 class Block(nn.Module):
-    """One layer: attention and MLP, each behind a norm and added to the residual stream."""
+    """One layer: attention and MLP, each behind a norm and added to the residual stream.
+
+    If asked to `keep` them, it also returns the keys (rotated) and values of its tokens, ``[B, T, H, K]`` each.
+    """
 
     config: ModelConfig
     mesh: Mesh | None
+    keep: bool
 
     @nn.compact
     def __call__(
-        self, x_BxTxD: jax.Array, visibility: attention.Visibility, angles: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, None]:
+        self,
+        x_BxTxD: jax.Array,
+        before: tuple[tuple[jax.Array, jax.Array], ...],
+        before_is_real: tuple[jax.Array, ...],
+        visibility: attention.Visibility,
+        angles: tuple[jax.Array, jax.Array],
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         c = self.config
         dtype = jnp.dtype(c.dtype)
         # Projections into the residual stream start smaller, so that its variance at initialization doesn't grow with
@@ -165,13 +175,19 @@ class Block(nn.Module):
         q, k, v = (linear(c.d_model, name)(y_BxTxD).reshape(heads) for name in ("query", "key", "value"))
         if c.positions == "rotary":
             q, k = rotate(q, angles), rotate(k, angles)
-        attended_BxTxD = attention.attend(q, k, v, visibility).reshape(y_BxTxD.shape)
+        if before:
+            blocks = [KeyValues(*kv, real) for kv, real in zip(before, before_is_real, strict=True)]
+            assert visibility.mask is not None
+            attended_BxTxHxK = attend_after(blocks, q, k, v, visibility.mask)
+        else:
+            attended_BxTxHxK = attention.attend(q, k, v, visibility)
+        attended_BxTxD = attended_BxTxHxK.reshape(y_BxTxD.shape)
         attended_BxTxD = residual(linear(c.d_model, "attention_out", residual_scale)(attended_BxTxD))
 
         z_BxTxD = whole(_norm(c, "mlp_norm")(x_BxTxD if c.residual == "parallel" else x_BxTxD + attended_BxTxD))
         h_BxTxF = nn.gelu(linear(c.d_ff, "mlp_in")(z_BxTxD), approximate=False)
         added_BxTxD = residual(linear(c.d_model, "mlp_out", residual_scale)(h_BxTxF))
-        return x_BxTxD + attended_BxTxD + added_BxTxD, None
+        return x_BxTxD + attended_BxTxD + added_BxTxD, (k, v) if self.keep else None
 
 
 class Transformer(nn.Module):
@@ -182,9 +198,15 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_BxT: jax.Array, segment_ids_BxT: jax.Array, branch_ids_BxT: jax.Array, positions_BxT: jax.Array
-    ) -> jax.Array:
-        """Returns hidden states ``[B, T, D]`` after the last norm, in the compute dtype."""
+        self,
+        tokens_BxT: jax.Array,
+        segment_ids_BxT: jax.Array,
+        branch_ids_BxT: jax.Array,
+        positions_BxT: jax.Array,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, KeyValues | None]:
+        """Returns hidden states ``[B, T, D]`` after the last norm, in the compute dtype, and, if a cache was given, be
+        it empty, the keys and values of these tokens."""
         c = self.config
         init = nn.initializers.normal(0.02)
         embedding_VxD = self.param("embedding", init, (c.vocab_size, c.d_model), jnp.float32)
@@ -194,7 +216,7 @@ class Transformer(nn.Module):
             x_BxTxD += table_PxD.astype(c.dtype)[positions_BxT]
         layout = attention.Layout(segment_ids_BxT, branch_ids_BxT, positions_BxT)
         length = tokens_BxT.shape[1]
-        kind = attention.choose(c.attention, c.head_dim, c.dtype, length, length, self.mesh)
+        kind = "plain" if cache else attention.choose(c.attention, c.head_dim, c.dtype, length, length, self.mesh)
         visibility = attention.visibility(layout, layout, kind, self.mesh)
         angles = rotary_angles(positions_BxT, int(c.head_dim * c.rotary_fraction) // 2 * 2, c.rotary_base)
         # Without the barrier XLA computes both anew in every operation of every layer that reads them.
@@ -207,13 +229,18 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.n_layer,
             unroll=c.unroll,
         )
         x_BxTxD = sharding.constrain_residual(x_BxTxD, self.mesh, c.shard_sequence)
-        x_BxTxD, _ = blocks(c, self.mesh, name="blocks")(x_BxTxD, visibility, angles)
-        return sharding.constrain_residual(_norm(c, "final_norm")(x_BxTxD), self.mesh, False)
+        before = tuple((block.keys, block.values) for block in cache or ())
+        before_is_real = tuple(block.real for block in cache or ())
+        keep = cache is not None
+        stack = blocks(c, self.mesh, keep, name="blocks")
+        x_BxTxD, kept = stack(x_BxTxD, before, before_is_real, visibility, angles)
+        hidden_BxTxD = sharding.constrain_residual(_norm(c, "final_norm")(x_BxTxD), self.mesh, False)
+        return hidden_BxTxD, KeyValues(*kept, segment_ids_BxT > 0) if keep else None
 
 
 def init_params(config: ModelConfig, key: jax.Array, score_head: bool) -> Params:
@@ -253,8 +280,24 @@ def hidden_states(
       mesh: what the rows and the parameters are divided over; None for a single device.
     """
     variables, layout = {"params": params["transformer"]}, (segment_ids_BxT, branch_ids_BxT, positions_BxT)
-    hidden_BxTxD = Transformer(config, mesh).apply(variables, tokens_BxT, *layout)
+    hidden_BxTxD, _ = Transformer(config, mesh).apply(variables, tokens_BxT, *layout)
     return cast(jax.Array, hidden_BxTxD)  # apply's type also allows for mutated variables, which are not asked for
+
+
+def hidden_states_after(
+    config: ModelConfig,
+    params: Params,
+    cache: Cache,
+    tokens_BxT: jax.Array,
+    segment_ids_BxT: jax.Array,
+    branch_ids_BxT: jax.Array,
+    positions_BxT: jax.Array,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, KeyValues]:
+    """`hidden_states` of tokens that go on after a `cache`, which may be empty, and what to cache of them."""
+    variables, layout = {"params": params["transformer"]}, (segment_ids_BxT, branch_ids_BxT, positions_BxT)
+    output = Transformer(config, mesh).apply(variables, tokens_BxT, *layout, cache)
+    return cast(tuple[jax.Array, KeyValues], output)
 
 
 def lm_logits(params: Params, hidden_NxD: jax.Array) -> jax.Array:
