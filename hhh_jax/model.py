@@ -240,7 +240,7 @@ class Transformer(nn.Module):
         stack = blocks(c, self.mesh, keep, name="blocks")
         x_BxTxD, kept = stack(x_BxTxD, before, before_is_real, visibility, angles)
         hidden_BxTxD = sharding.constrain_residual(_norm(c, "final_norm")(x_BxTxD), self.mesh, False)
-        return hidden_BxTxD, KeyValues(*kept, segment_ids_BxT > 0) if keep else None
+        return hidden_BxTxD, KeyValues(kept[0], kept[1], segment_ids_BxT > 0) if keep else None
 
 
 def init_params(config: ModelConfig, key: jax.Array, score_head: bool) -> Params:

@@ -14,7 +14,7 @@ last token; each branch begins with that token, because one context end has two 
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -83,9 +83,7 @@ class TokenizedPair:
 
     def n_tokens(self, share_context: bool = True) -> int:
         """Tokens that the pair takes in a row."""
-        context = len(self.context)
-        shared = max(context - 1, 0) if share_context else 0
-        return shared + len(self.good) + len(self.bad) + 2 * (context - shared)
+        return branched_tokens(len(self.context), (len(self.good), len(self.bad)), share_context)
 
 
 def tokenize_pairs(
@@ -216,34 +214,66 @@ def pack_pairs(
             pair = pairs[p]
             batch.pair_mask[r, s] = True
             placement.pair_RxS[r, s] = p
-            n_shared = max(len(pair.context) - 1, 0) if share_context else 0
-            segment = s + 1
-            if n_shared:
-                span = slice(start, start + n_shared)
-                batch.tokens[r, span] = pair.context[:-1]
-                batch.targets[r, span] = pair.context[1:]
-                batch.positions[r, span] = np.arange(n_shared)
-                batch.segment_ids[r, span] = segment
-                batch.loss_mask[r, span] = True
-                start += n_shared
-            own = pair.context[n_shared:]
-            for side, response in enumerate((pair.good, pair.bad)):
-                tokens = np.concatenate([own, response])
-                n = len(tokens)
-                span = slice(start, start + n)
-                first = start + max(len(own) - 1, 0)  # the token that predicts the response's first one
-                predicting = slice(first, start + n - 1)
-                batch.tokens[r, span] = tokens
-                batch.targets[r, start : start + n - 1] = tokens[1:]
-                batch.positions[r, span] = n_shared + np.arange(n)
-                batch.segment_ids[r, span] = segment
-                batch.branch_ids[r, span] = side + 1
-                batch.loss_mask[r, start : start + n - 1] = side == 0
-                batch.response_mask[r, predicting] = True
-                batch.score_positions[r, s, side] = start + n - 1
-                placement.option_RxT[r, predicting] = 2 * p + side
-                start += n
+            branches = place_branches(batch, r, start, s + 1, pair.context, (pair.good, pair.bad), share_context)
+            batch.loss_mask[r, start : branches[0].first] = True  # what the sides share
+            for side, (first, predicting, last) in enumerate(branches):
+                batch.loss_mask[r, first:last] = side == 0
+                batch.response_mask[r, predicting:last] = True
+                batch.score_positions[r, s, side] = last
+                placement.option_RxT[r, predicting:last] = 2 * p + side
+            start = branches[-1].last + 1
     return batch, placement
+
+
+class Branch(NamedTuple):
+    """Where one response stands in its row: the branch's first token, the one that predicts the first token of the
+    response, and the last one."""
+
+    first: int
+    predicting: int
+    last: int
+
+
+def place_branches(
+    batch: Batch,
+    row: int,
+    start: int,
+    segment: int,
+    context: np.ndarray,
+    responses: Sequence[np.ndarray],
+    share_context: bool = True,
+) -> list[Branch]:
+    """Writes a segment into a row of `batch` from `start` on: a context and one branch for each of its responses.
+
+    Masks and scores are the caller's to set. A segment takes `branched_tokens` places.
+    """
+    n_shared = max(len(context) - 1, 0) if share_context else 0
+    span = slice(start, start + n_shared)
+    batch.tokens[row, span] = context[:n_shared]
+    batch.targets[row, span] = context[1 : n_shared + 1]
+    batch.positions[row, span] = np.arange(n_shared)
+    batch.segment_ids[row, span] = segment
+    start += n_shared
+    own = context[n_shared:]
+    branches = []
+    for branch, response in enumerate(responses, start=1):
+        tokens = np.concatenate([own, response])
+        n = len(tokens)
+        span = slice(start, start + n)
+        batch.tokens[row, span] = tokens
+        batch.targets[row, start : start + n - 1] = tokens[1:]
+        batch.positions[row, span] = n_shared + np.arange(n)
+        batch.segment_ids[row, span] = segment
+        batch.branch_ids[row, span] = branch
+        branches.append(Branch(start, start + max(len(own) - 1, 0), start + n - 1))
+        start += n
+    return branches
+
+
+def branched_tokens(context: int, responses: Iterable[int], share_context: bool = True) -> int:
+    """Places that a context and its responses take in a row, from their numbers of tokens."""
+    shared = max(context - 1, 0) if share_context else 0
+    return shared + sum(context - shared + response for response in responses)
 
 
 class DocumentStream:
