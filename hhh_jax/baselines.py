@@ -12,6 +12,7 @@ the features are words of the context times label.
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,31 @@ def baseline_scores(train_pairs: Sequence[Pair], test_pairs: Sequence[Pair]) -> 
         side_I = np.array([(p.good == label) * 1.0 - (p.bad == label) for p in test_pairs])
         scores["majority"] = _right(majority * side_I)
     return scores
+
+
+def job(
+    directory: Path, *, after: Path | None, study: str, task: str, seed: int, train_pairs: int, test_pairs: int
+) -> None:
+    """Measures all rankers on a task: rows.jsonl and items.jsonl of a study's run.
+
+    Args:
+      directory, after, study: as in `hhh_jax.study.Job`; nothing comes before.
+      seed: of what the task draws.
+      train_pairs, test_pairs: how many to use; 0 takes all.
+    """
+    from hhh_jax.data import datasets
+    from hhh_jax.run import write_lines
+    from hhh_jax.version import code_version
+
+    train = datasets.load_pairs(task, "train", seed=seed, limit=train_pairs or None)
+    test = datasets.load_pairs(task, "test", seed=seed, limit=test_pairs or None)
+    columns = {
+        "study": study, "run": directory.name, "ladder": "cpu", "data_sha": train.sha[:6] + test.sha[:6],
+        "pairs_total": len(train.records), "code_version": code_version(),
+    }  # fmt: skip
+    rows, items = baseline_results(task, train.records, test.records, columns)
+    write_lines(directory / "items.jsonl", items)
+    write_lines(directory / "rows.jsonl", rows)
 
 
 def baseline_results(

@@ -14,6 +14,7 @@ runs. It resumes: finished runs are skipped, a broken one is reported and the ot
 import contextlib
 import fcntl
 import functools
+import importlib
 import importlib.util
 import itertools
 import json
@@ -40,26 +41,40 @@ MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.ma
 """XLA's CPU backend allocates each step's buffers anew; kept and in huge pages, a step takes two thirds of the time."""
 
 
+RUN = "run:"
+"""Begins an argument of a job, or a field of a config, that names another run of the study; it has to be before."""
+
 START = "HHH_JAX_STUDY_START"
 """Environment variable that tells the workers of one start of a study from those of an earlier one."""
 
 
+class Job(NamedTuple):
+    """What a run does that trains nothing: ``hhh_jax.MODULE.job(directory, after=..., study=..., **arguments)``.
+
+    ``directory`` is the run's, to write rows.jsonl and items.jsonl into, ``after`` the run's that it starts from or
+    None, ``study`` the study's name. An argument ``RUN + name`` becomes the directory of that run.
+    """
+
+    module: str
+    arguments: dict[str, Any]
+
+
 class Planned(NamedTuple):
-    """One run of a study.
+    """One run of a study: training, by its `config`, or another `job`.
 
     Attributes:
       name: of its directory, says what it is.
-      config: of `hhh_jax.run`; None for the trivial baselines of a task.
+      config: of `hhh_jax.run`.
       after: the run that it starts from; "" if none.
       choose: runs whose validation decides this one's learning rate; empty if it is fixed.
-      baseline: (task, seed, training pairs, test pairs) of the trivial baselines.
+      job: what is done instead of training.
     """
 
     name: str
-    config: ml_collections.ConfigDict | None
+    config: ml_collections.ConfigDict | None = None
     after: str = ""
     choose: tuple[str, ...] = ()
-    baseline: tuple[str, int, int, int] | None = None
+    job: Job | None = None
 
 
 def load_study(path: str) -> Any:
@@ -93,11 +108,12 @@ def check_unchanged(workdir: Path, planned: Sequence[Planned]) -> None:
     from hhh_jax.record import jsonable
 
     for run in planned:
-        path = workdir / "runs" / run.name / "config.json"
-        if run.config is None or not path.exists():
+        path = workdir / "runs" / run.name / ("config.json" if run.config else "job.json")
+        if not path.exists():
             continue
-        there, now = json.loads(path.read_text()), jsonable(config.fields(run.config))
+        there, now = json.loads(path.read_text()), jsonable(config.fields(run.config) if run.config else _job(run))
         set_here = {"init.checkpoint"} | ({"optim.lr_multiple"} if run.choose else set())
+        set_here |= {name for name, value in now.items() if _named(value)}
         for name in sorted((there.keys() | now.keys()) - set_here):
             if there.get(name) != now.get(name):
                 raise UserError(
@@ -106,9 +122,22 @@ def check_unchanged(workdir: Path, planned: Sequence[Planned]) -> None:
                 )
 
 
+def _job(run: Planned) -> dict[str, Any]:
+    return {"job": run.job.module, **run.job.arguments} if run.job else {}
+
+
+def _named(value: Any) -> str:
+    """The run that an argument or a field names; "" if it names none."""
+    return value.removeprefix(RUN) if isinstance(value, str) and value.startswith(RUN) else ""
+
+
 def needs(run: Planned) -> list[str]:
     """The runs that must be finished before."""
-    return [name for name in (run.after, *run.choose) if name]
+    from hhh_jax import config
+
+    settings = config.fields(run.config) if run.config else _job(run)
+    named = [_named(value) for value in settings.values()]
+    return [name for name in (run.after, *run.choose, *named) if name]
 
 
 def chains(planned: Sequence[Planned]) -> list[list[Planned]]:
@@ -250,37 +279,36 @@ def _attempt(workdir: Path, run: Planned, died: bool) -> str:
 
 
 def _execute_one(workdir: Path, run: Planned) -> None:
-    from hhh_jax import baselines
-    from hhh_jax.data import datasets
-    from hhh_jax.record import write_json_atomic
+    from hhh_jax import config
+    from hhh_jax.record import jsonable, write_json_atomic
     from hhh_jax.run import run as train_and_evaluate
-    from hhh_jax.run import write_lines
     from hhh_jax.version import code_version
 
-    directory = workdir / "runs" / run.name
-    if run.baseline is not None:
+    def directory(name: str) -> Path:
+        return workdir / "runs" / name
+
+    if run.job is not None:
         started = time.monotonic()
-        task, seed, n_train, n_test = run.baseline
-        train = datasets.load_pairs(task, "train", seed=seed, limit=n_train or None)
-        test = datasets.load_pairs(task, "test", seed=seed, limit=n_test or None)
-        columns = {
-            "study": workdir.name, "run": run.name, "ladder": "cpu", "data_sha": train.sha[:6] + test.sha[:6],
-            "pairs_total": len(train.records), "code_version": code_version(),
-        }  # fmt: skip
-        rows, items = baselines.baseline_results(task, train.records, test.records, columns)
-        directory.mkdir(parents=True, exist_ok=True)
-        write_lines(directory / "items.jsonl", items)
-        write_lines(directory / "rows.jsonl", rows)
+        directory(run.name).mkdir(parents=True, exist_ok=True)
+        write_json_atomic(directory(run.name) / "job.json", jsonable(_job(run)))
+        arguments = {k: directory(_named(v)) if _named(v) else v for k, v in run.job.arguments.items()}
+        module = importlib.import_module(f"hhh_jax.{run.job.module}")
+        after = directory(run.after) if run.after else None
+        module.job(directory(run.name), after=after, study=workdir.name, **arguments)
         seconds = time.monotonic() - started
-        write_json_atomic(directory / "DONE.json", {"code_version": code_version(), "run_seconds": seconds})
+        done = {"code_version": code_version(), "run_seconds": seconds}
+        write_json_atomic(directory(run.name) / "DONE.json", done)
         return
     assert run.config is not None
     c = run.config.copy_and_resolve_references()
+    for name, value in config.fields(c).items():
+        if _named(value):
+            config.set_field(c, name, str(directory(_named(value))))
     if run.after:
-        c.init.checkpoint = str(workdir / "runs" / run.after)
+        c.init.checkpoint = str(directory(run.after))
     if run.choose:
         c.optim.lr_multiple = _best_multiple(workdir, run.choose)
-    train_and_evaluate(c, directory, quiet=True)
+    train_and_evaluate(c, directory(run.name), quiet=True)
 
 
 def _best_multiple(workdir: Path, names: Sequence[str]) -> float:
@@ -311,7 +339,7 @@ def gather(workdir: Path, planned: Sequence[Planned], c: ml_collections.ConfigDi
             continue
         rows += [json.loads(line) for line in (directory / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
         done = json.loads((directory / "DONE.json").read_text())
-        stage = run.config.stage if run.config is not None else "baseline"
+        stage = run.config.stage if run.config is not None else _job(run)["job"]
         seconds[stage] = seconds.get(stage, 0.0) + done.get("run_seconds", 0.0)
         total += done.get("training_flops", 0.0)
         if run.config is not None and run.config.stage == "pretrain":

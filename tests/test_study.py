@@ -17,6 +17,8 @@ from hhh_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
+BASELINES = study.Job("baselines", {"task": "symbols:T0", "seed": 0, "train_pairs": 10, "test_pairs": 10})
+
 STUDY = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -123,7 +125,7 @@ def test_a_finished_run_of_other_settings_is_refused(ranked, pairs, pretrained, 
 
 def test_a_run_whose_process_dies_is_not_tried_again_in_the_same_start(tmp_path, monkeypatch):
     """The lock of the dead process is gone, and the mark of the start that it belonged to is left."""
-    planned = [study.Planned("x", None, baseline=("symbols:T0", 0, 10, 10)), study.Planned("y", None, after="x")]
+    planned = [study.Planned("x", job=BASELINES), study.Planned("y", job=BASELINES, after="x")]
     (tmp_path / "locks").mkdir()
     (tmp_path / "locks" / "x").write_text("first")
     monkeypatch.setenv(study.START, "first")
@@ -137,13 +139,38 @@ def test_a_run_whose_process_dies_is_not_tried_again_in_the_same_start(tmp_path,
 
 
 def test_a_run_in_other_hands_is_waited_for(tmp_path):
-    planned = [study.Planned("x", None, baseline=("symbols:T0", 0, 10, 10))]
+    planned = [study.Planned("x", job=BASELINES)]
     with study._hold(tmp_path, planned[0]) as (held, _):
         assert held
         with study._hold(tmp_path, planned[0]) as (again, _):
             assert not again
         assert study.execute(tmp_path, planned, stop=iter((False, False, True)).__next__) == {}
     assert not study.is_done(tmp_path, planned[0])
+
+
+def test_a_job_of_other_arguments_is_refused(tmp_path):
+    planned = study.Planned("x", job=BASELINES)
+    assert study.execute(tmp_path, [planned]) == {}
+    study.check_unchanged(tmp_path, [planned])
+    other = study.Planned("x", job=study.Job("baselines", BASELINES.arguments | {"train_pairs": 20}))
+    with pytest.raises(UserError, match=r"job.json: this run was made with train_pairs = 10, and the study says 20"):
+        study.check_unchanged(tmp_path, [other])
+
+
+def test_a_field_can_name_another_run(corpus, tmp_path):
+    """The tokenizer of one run is another's, wherever the study lies."""
+    first = tiny("pretrain", corpus)
+    second = tiny("pretrain", corpus)
+    second.data.tokenizer = study.RUN + "first"
+    planned = [study.Planned("first", first), study.Planned("second", second)]
+    assert study.needs(planned[1]) == ["first"]
+    with pytest.raises(UserError, match="second needs first"):
+        study.check_plan(planned[::-1])
+    assert study.execute(tmp_path, planned[:1]) == {}
+    with pytest.raises(UserError, match="cannot read"):  # a run's directory is no tokenizer
+        study._execute_one(tmp_path, planned[1])
+    config = json.loads((tmp_path / "runs" / "second" / "config.json").read_text())
+    assert config["data.tokenizer"] == str(tmp_path / "runs" / "first")
 
 
 def test_a_file_that_is_no_study(tmp_path):

@@ -17,7 +17,7 @@ import ml_collections
 
 from hhh_jax import config
 from hhh_jax.errors import UserError
-from hhh_jax.study import Planned
+from hhh_jax.study import Job, Planned
 
 RANKED = ("word_order", "line_order")
 BINARY = ("order_label", "docstring_match")
@@ -101,7 +101,8 @@ def _run(
 
 def _baselines(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     for task in TASKS:
-        yield Planned(f"baseline-{task}", None, baseline=(task, 0, c.pairs, c.test_items))
+        arguments = {"task": task, "seed": 0, "train_pairs": c.pairs, "test_pairs": c.test_items}
+        yield Planned(f"baseline-{task}", job=Job("baselines", arguments))
 
 
 def _pretraining(c: ml_collections.ConfigDict) -> Iterator[Planned]:
