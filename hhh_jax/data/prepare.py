@@ -27,14 +27,14 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from hhh_jax import cli
-from hhh_jax.data import shards, sources, streams
+from hhh_jax.data import shards, sources, streams, unchanged
 from hhh_jax.data.source import Source
 from hhh_jax.data.workers import (
     BUCKETS,
@@ -103,7 +103,7 @@ def prepare(
         raise UserError(f"--output={output}: must be UTF-8, all folders that it is in too")
     job = Job(settings, bad_rows, output.with_name(output.name + ".partial"))
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
-        return _check_finished(output, found, job, tokenizer)
+        return unchanged.check_finished(output, found, job, tokenizer)
     with _locked(job.folder):
         _begin(job)
         with pool(workers or len(os.sched_getaffinity(0))) as run_all:
@@ -182,9 +182,9 @@ def _begin(job: Job) -> None:
     """Makes the folders, or finds those of an earlier run that was made with the same settings."""
     path = job.folder / "settings.json"
     if path.exists():
-        _refuse_difference(job.folder, path, job, "was begun with", f"remove {job.folder} to begin again")
+        unchanged.refuse_difference(job.folder, path, job, "was begun with", f"remove {job.folder} to begin again")
     else:
-        state, _ = _input_state(job.settings.inputs)
+        state, _ = unchanged.input_state(job.settings.inputs)
         shards.write_json(path, dataclasses.asdict(job.settings) | {"input_state": state})
     for name in ("rows", "units", "final"):
         with shards.write_errors(job.folder):
@@ -194,86 +194,13 @@ def _begin(job: Job) -> None:
                 shards.remove(stray)
 
 
-def _refuse_difference(folder: Path, path: Path, job: Job, verb: str, remedy: str) -> None:
-    theirs, ours = json.loads(path.read_text(encoding="utf-8")), dataclasses.asdict(job.settings)
-    for name in ours:
-        if theirs.get(name) != ours[name]:
-            raise UserError(f"{folder}: {verb} {name}={theirs.get(name)!r}, not {ours[name]!r}; {remedy}")
-
-
-def _check_finished(output: Path, found: Source, job: Job, tokenizer: str | None) -> dict[str, Any]:
-    """The card of a folder that is there already. Raises UserError if it isn't what is asked for."""
-    remedy = f"choose another --output, or remove {output}"
-    path = output / "settings.json"
-    if not path.exists():
-        raise UserError(f"{output}: is there already, and not a prepared folder; {remedy}")
-    _refuse_difference(output, path, job, "is there already, made with", remedy)
-    facts = json.loads((output / "card.json").read_text(encoding="utf-8"))
-    _refuse_tokenizer(output, facts, tokenizer, remedy)
-    if job.bad_rows == "error" and facts["damage"]:
-        raise UserError(f"{output}: is there already, made with --bad_rows=drop; {facts['damage']}; {remedy}")
-    if not _untouched(job.settings.inputs, facts["inputs"], path):
-        with streams.journal(job.bad_rows) as journal:
-            for _ in found.blocks(job.settings.inputs, job.options):
-                pass
-        if _content(journal.inputs.values()) != _content(facts["inputs"]):
-            raise UserError(f"{output}: is there already, made from an input that has changed since; {remedy}")
-    shards.remove(job.folder)  # of a run that was killed at its last step
-    print(f"{output}: is there already, made by the same settings from the same input", file=sys.stderr)
-    return facts
-
-
-def _refuse_tokenizer(output: Path, facts: Mapping[str, Any], tokenizer: str | None, remedy: str) -> None:
-    """Raises UserError if the card's tokens are not of this tokenizer, wherever its file is."""
-    from hhh_jax.data.card import sha256
-
-    theirs = facts["settings"].get("tokenizer")
-    if tokenizer and theirs and sha256(Path(tokenizer)) == facts["tokenizer"]["sha256"]:
-        return
-    if tokenizer or theirs:
-        differ = " (or its content has changed)" * (tokenizer == theirs)
-        made = f"is there already, made with tokenizer={theirs!r}, not {tokenizer!r}{differ}"
-        raise UserError(f"{output}: {made}; {remedy}")
-
-
-def _content(inputs: Iterable[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
-    """What tells inputs apart; how much of damaged ones was read depends on how a pipe delivers them."""
-    return [(entry["name"], entry["bytes"], entry["sha256"]) for entry in inputs]
-
-
-def _untouched(names: Sequence[str], read: Iterable[Mapping[str, Any]], path: Path) -> bool:
-    """Whether all inputs are those files and folders that they were when that settings.json was written, and nobody has
-    written to them since."""
-    state, latest = _input_state(names)
-    known = all(entry["name"] != streams.STDIN and os.path.exists(entry["name"]) for entry in read)
-    theirs = json.loads(path.read_text(encoding="utf-8")).get("input_state")
-    return known and state != "" and state == theirs and latest < path.stat().st_mtime_ns
-
-
-def _input_state(names: Iterable[str]) -> tuple[str, int]:
-    """A hash of which files and folders the inputs are, through links, and of when they were written, empty if one is
-    neither; and the latest time (ns) that one was written or put in its place."""
-    state, latest = hashlib.sha256(), 0
-    for name in names:
-        if name == streams.STDIN or not os.path.exists(name):
-            return "", 0
-        for path in (Path(name), *(sorted(Path(name).rglob("*")) if os.path.isdir(name) else ())):
-            if not (path.is_file() or path.is_dir()):
-                return "", 0
-            stat = path.stat()
-            latest = max(latest, stat.st_mtime_ns, stat.st_ctime_ns)
-            real = os.path.realpath(path)
-            state.update(repr((real, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)).encode())
-    return state.hexdigest(), latest
-
-
 def _read_input(found: Source, job: Job, run_all: RunAll) -> tuple[list[dict[str, Any]], Tally, int]:
     """Has all blocks read. Returns what the journal says of the inputs, the counts of rows so far, and the number of
     batches."""
-    path = job.folder / "input.json"
+    path, settings = job.folder / "input.json", job.folder / "settings.json"
     if path.exists():
         summary = json.loads(path.read_text(encoding="utf-8"))
-    if not path.exists() or not _untouched(job.settings.inputs, summary["inputs"], job.folder / "settings.json"):
+    if not path.exists() or not unchanged.untouched(job.settings.inputs, summary["inputs"], settings):
         with streams.journal(job.bad_rows) as journal:
             n_batches = _read_batches(found, job, run_all, journal)
         tally = Tally()

@@ -94,7 +94,7 @@ def json_lines(block: Block) -> Iterator[tuple[str, dict[str, Any] | Skip]]:
     """(place, object) of every line that isn't blank."""
     for place, line in streams.lines(block):
         if line.strip():
-            yield place, _json_object(line)
+            yield place, json_object(line)
 
 
 def blocks_of(name: str, lines: Iterable[bytes]) -> Iterator[Block]:
@@ -110,7 +110,8 @@ def blocks_of(name: str, lines: Iterable[bytes]) -> Iterator[Block]:
         yield Block(f"{name}:{first}", name, b"".join(parts), first)
 
 
-def _json_object(line: bytes) -> dict[str, Any] | Skip:
+def json_object(line: bytes) -> dict[str, Any] | Skip:
+    """The JSON object that a line is, or why it is none."""
     try:
         row = json.loads(line.decode())
     except UnicodeDecodeError as error:
@@ -174,9 +175,9 @@ def text(row: Any, *path: str | int) -> str:
 
 
 def number(row: Any, *path: str | int) -> float:
-    """The number at `path` in a row. Raises Skip if there is none."""
+    """The number at `path` in a row. Raises Skip if there is none; NaN is none."""
     value = _at(row, path)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise Skip(f"{_dotted(path)} is not a number")
     return value
 

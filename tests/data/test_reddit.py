@@ -90,39 +90,42 @@ def test_months_compressed_apart_and_in_any_order(tmp_path):
         assert cut.records == one.records
 
 
-def test_names_are_aliases_by_chain(tmp_path):
-    path = dump(
-        tmp_path / "all.jsonl",
-        submission("s", "Ann_1", "Ask /u/bob-2 or u/Carl!", "see https://www.reddit.com/user/Ann_1/top, not u/x"),
-        comment("a", "s", author="BOB-2", body="I'm u/bob-2, hi /u/ann_1's friend. r/u/dora is u/dora"),
-        comment("b", "a", 50, author="Eve", body="u/ann_1 u/Fred u/eve"),
-        comment("c", "a", 1, author="Gus", body="u/Hal u/ann_1 u/gus"),
-    )
-    (pair,) = run(SOURCE, [path]).records
-    assert pair.context == (
-        "SUBMISSION by user1: Ask /u/user2 or u/user3!\n\nsee https://www.reddit.com/user/user1/top, not u/x\n\n"
-        "COMMENT by user2: I'm u/user2, hi /u/user1's friend. r/u/user4 is u/user4\n\n"
-    )
-    # The two ends are strangers to the chain, and have the same number.
-    assert pair.good == "COMMENT by user5: u/user1 u/user6 u/user5"
-    assert pair.bad == "COMMENT by user5: u/user6 u/user1 u/user5"
+# What the submission, a comment to it, and a good and a bad answer to that say, with their authors; and what becomes of
+# it. The two ends are strangers to the chain, and have the same number.
+MENTIONS = (
+    ("Ann_1", "Ask /u/bob-2 or u/Carl!\n\nsee https://www.reddit.com/user/Ann_1/top, not u/x"),
+    ("BOB-2", "I'm u/bob-2, hi /u/ann_1's friend. r/u/dora is u/dora"),
+    ("Eve", "u/ann_1 u/Fred u/eve"),
+    ("Gus", "u/Hal u/ann_1 u/gus"),
+), (
+    "SUBMISSION by user1: Ask /u/user2 or u/user3!\n\nsee https://www.reddit.com/user/user1/top, not u/x\n\n"
+    "COMMENT by user2: I'm u/user2, hi /u/user1's friend. r/u/user4 is u/user4\n\n",
+    "COMMENT by user5: u/user1 u/user6 u/user5",
+    "COMMENT by user5: u/user6 u/user1 u/user5",
+)  # fmt: skip
+AUTHORS_IN_TEXTS = (
+    ("Alice_B", "Who is alice_b?\n\nNot Alice_Bo, carl nor Dora7."),
+    ("carl", "Alice_B's right, @Carl, carl and (eve-1)."),
+    ("Dora7", "Dora7 and user1 thank @carl, Alice_B-like."),
+    ("eve-1", "I'm eve-1; Dora7?"),
+), (
+    "SUBMISSION by user1: Who is user1?\n\nNot Alice_Bo, carl nor user2.\n\n"
+    "COMMENT by user3: user1's right, @user3, carl and (user4).\n\n",
+    "COMMENT by user2: user2 and user1 thank @user3, user1-like.",
+    "COMMENT by user4: I'm user4; user2?",
+)  # fmt: skip
 
 
-def test_authors_names_are_hidden_in_texts(tmp_path):
-    path = dump(
-        tmp_path / "all.jsonl",
-        submission("s", "Alice_B", "Who is alice_b?", "Not Alice_Bo, carl nor Dora7."),
-        comment("a", "s", author="carl", body="Alice_B's right, @Carl, carl and (eve-1)."),
-        comment("b", "a", 50, author="Dora7", body="Dora7 and user1 thank @carl, Alice_B-like."),
-        comment("c", "a", 1, author="eve-1", body="I'm eve-1; Dora7?"),
-    )
-    (pair,) = run(SOURCE, [path]).records
-    assert pair.context == (
-        "SUBMISSION by user1: Who is user1?\n\nNot Alice_Bo, carl nor user2.\n\n"
-        "COMMENT by user3: user1's right, @user3, carl and (user4).\n\n"
-    )
-    assert pair.good == "COMMENT by user2: user2 and user1 thank @user3, user1-like."
-    assert pair.bad == "COMMENT by user4: I'm user4; user2?"
+@pytest.mark.parametrize(("posts", "written"), [MENTIONS, AUTHORS_IN_TEXTS])
+def test_names_are_aliases_by_chain(posts, written, tmp_path):
+    (asker, said), *others = posts
+    title, _, selftext = said.partition("\n\n")
+    answers = [
+        comment(name, parent, score, author, body)
+        for name, parent, score, (author, body) in zip("abc", "saa", (1, 50, 1), others, strict=True)
+    ]
+    (pair,) = run(SOURCE, [dump(tmp_path / "all.jsonl", submission("s", asker, title, selftext), *answers)]).records
+    assert (pair.context, pair.good, pair.bad) == written
 
 
 @pytest.mark.parametrize("own_parent", ["t1_a", "t3_z"])
@@ -255,10 +258,11 @@ def test_broken_rows_are_counted_with_their_place(tmp_path):
     assert ends(result) == {("a", "b")}
     assert {reason: result.places(reason) for reason in result.reasons} == {
         "broken JSON": [f"{path}:4", f"{path}:15"],
-        "invalid UTF-8": [f"{path}:5"],
-        "field missing": [f"{path}:6"],
-        "field of another type": [f"{path}:{line}" for line in (7, 8, 9)],
-        "half a surrogate pair": [f"{path}:10"],
+        "not UTF-8": [f"{path}:5"],
+        "no field parent_id": [f"{path}:6"],
+        "score is not a number": [f"{path}:7", f"{path}:8"],
+        "author is not text": [f"{path}:9"],
+        "body has half a surrogate pair": [f"{path}:10"],
         "not a JSON object": [f"{path}:11"],
         "neither comment nor submission": [f"{path}:13"],
         "id seen before": [f"{path}:14"],

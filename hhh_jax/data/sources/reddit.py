@@ -31,7 +31,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import html
-import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ from types import MappingProxyType
 from typing import Any
 
 from hhh_jax.data.records import Pair
+from hhh_jax.data.rows import Skip, each, json_object, number, text
 from hhh_jax.data.source import Block, Drop, Made, Options, Row, Source
 from hhh_jax.data.streams import line_blocks, lines
 from hhh_jax.errors import UserError
@@ -83,27 +83,17 @@ def blocks(inputs: Sequence[str], options: Options) -> Iterator[Block]:
 
 def read(block: Block, options: Options) -> Iterator[Row | Drop]:
     """Submissions and comments, by thread."""
-    wanted = _wanted(options["subreddits"])
-    bots = re.compile(options["bots"])
-    for place, line in lines(block):
-        if not line.strip():
-            continue
-        # All names in the line, also those of a crosspost's origin: if none is wanted, it needn't be parsed.
-        named = _SUBREDDIT.findall(line)
-        if wanted and named and not any(name.lower() in wanted for name in named):
-            yield _unwanted(place)
-            continue
-        try:
-            item = json.loads(line)
-            yield _row(item, wanted, bots, place)
-        except UnicodeDecodeError as error:
-            yield Drop("invalid UTF-8", place, f"byte {error.start + 1} of the line", bad=True)
-        except UnicodeEncodeError:
-            yield Drop("half a surrogate pair", place, bad=True)
-        except _BadField as error:
-            yield Drop(error.reason, place, str(error), bad=True)
-        except (ValueError, RecursionError) as error:
-            yield Drop("broken JSON", place, str(error), bad=True)
+    wanted, bots = _wanted(options["subreddits"]), re.compile(options["bots"])
+
+    def items() -> Iterator[tuple[str, dict[str, Any] | Skip]]:
+        for place, line in lines(block):
+            if line.strip():
+                # All names in the line, also those of a crosspost's origin: if none is wanted, it needn't be parsed.
+                named = _SUBREDDIT.findall(line)
+                unwanted = wanted and named and not any(name.lower() in wanted for name in named)
+                yield place, _unwanted() if unwanted else json_object(line)
+
+    return each(items(), lambda item, place: _row(item, wanted, bots, place))
 
 
 @functools.lru_cache(1)
@@ -113,62 +103,43 @@ def _wanted(subreddits: str) -> frozenset[bytes]:
     return frozenset() if b"*" in names else names
 
 
-def _unwanted(place: str) -> Drop:
-    return Drop("subreddit not on the list", place)
+def _unwanted() -> Skip:
+    return Skip("subreddit not on the list", bad=False)
 
 
-class _BadField(Exception):
-    def __init__(self, reason: str, name: str) -> None:
-        super().__init__(name)
-        self.reason = reason
-
-
-def _row(item: Any, wanted: frozenset[bytes], bots: re.Pattern[str], place: str) -> Row | Drop:
-    if not isinstance(item, dict):
-        raise _BadField("not a JSON object", type(item).__name__)
+def _row(item: dict[str, Any], wanted: frozenset[bytes], bots: re.Pattern[str], place: str) -> Row:
     if item.get("subreddit") is None:  # an advertisement
-        return Drop("without a subreddit", place)
-    if wanted and _field(item, "subreddit", str).lower().encode() not in wanted:
-        return _unwanted(place)
-    author = _text(item, "author")
+        raise Skip("without a subreddit", bad=False)
+    if wanted and text(item, "subreddit").lower().encode() not in wanted:
+        raise _unwanted()
+    author = _text_or_empty(item, "author")
     author = "" if author in _NAMELESS else author
     fields: dict[str, Any]
     if "body" in item and "link_id" in item:
-        text = _field(item, "body", str)
-        fields = {"id": "t1_" + _field(item, "id", str), "parent": _field(item, "parent_id", str), "text": text}
-        score = _field(item, "score", int)
+        said = text(item, "body")
+        fields = {"id": "t1_" + text(item, "id"), "parent": text(item, "parent_id"), "text": said}
+        score = number(item, "score")
         fields["score"] = None if item.get("score_hidden") or item.get("stickied") else score
-        key = _field(item, "link_id", str)
+        key = text(item, "link_id")
         if not key.startswith("t3_"):  # a comment could be its own thread
-            raise _BadField("link_id is no submission's name", key[:40])
+            raise Skip("link_id is no submission's name", key[:40])
     elif "title" in item:
-        title, text = _field(item, "title", str), _text(item, "selftext")
-        key = "t3_" + _field(item, "id", str)
-        fields = {"id": key, "text": f"{title}\n\n{text}".strip()}
-        text = text or title
+        title, said = text(item, "title"), _text_or_empty(item, "selftext")
+        key = "t3_" + text(item, "id")
+        fields = {"id": key, "text": f"{title}\n\n{said}".strip()}
+        said = said or title
     else:
-        raise _BadField("neither comment nor submission", ", ".join(list(item)[:8]))
-    for value in (fields["text"], author):
-        value.encode()
-    if text.strip().lower() in _DELETED_TEXTS:
+        raise Skip("neither comment nor submission", ", ".join(list(item)[:8]))
+    if said.strip().lower() in _DELETED_TEXTS:
         fields["out"] = DELETED
-    elif bots.fullmatch(author) or _SAYS_BOT.search(text):
+    elif bots.fullmatch(author) or _SAYS_BOT.search(said):
         fields["out"] = BOT
     return Row(key, fields | {"author": author}, place)
 
 
-def _field(item: Mapping[str, Any], name: str, kind: type) -> Any:
-    if name not in item:
-        raise _BadField("field missing", name)
-    value = item[name]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise _BadField("field of another type", f"{name} is {value!r:.40}")
-    return value
-
-
-def _text(item: Mapping[str, Any], name: str) -> str:
-    """A field that may be missing."""
-    return "" if item.get(name) is None else str(_field(item, name, str))
+def _text_or_empty(item: Mapping[str, Any], name: str) -> str:
+    """A text that may be missing; it is empty then."""
+    return "" if item.get(name) is None else text(item, name)
 
 
 def join(key: str, rows: Sequence[Row], options: Options) -> Iterator[Made | Drop]:
@@ -299,9 +270,9 @@ def _names(posts: Sequence[Row]) -> re.Pattern[str]:
 
 def _clean(row: Row) -> str:
     """A post's text as it was written, but for the addresses of links and reactions to votes."""
-    text = html.unescape(row.fields["text"]).translate(_INVISIBLE)
-    text = _LINK.sub(lambda match: f"[{match[2] or 'image'}]" if match[1] else match[2], text)
-    return re.sub(r"\n\s*\n", "\n\n", _REACTION.sub("", text)).strip()
+    said = html.unescape(row.fields["text"]).translate(_INVISIBLE)
+    said = _LINK.sub(lambda match: f"[{match[2] or 'image'}]" if match[1] else match[2], said)
+    return re.sub(r"\n\s*\n", "\n\n", _REACTION.sub("", said)).strip()
 
 
 SOURCE = Source(
