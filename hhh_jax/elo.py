@@ -12,10 +12,10 @@ They minimize the mean over comparisons of log(1 + exp(r_lost - r_won)) with r =
 maximum likelihood of Bradley and Terry. With counts, `se` is the standard error of the difference from the first model,
 from the inverse of the observed information, and the interval is elo +- 1.96 se; rates give neither.
 
-Fitted with equal weights, the paper's table 2 gives 0, 108.3, 171.9, 288.1 and 301.4 from 200M to 52B and 260.2 for 12B
-distilled. Its figure 9 has 0, 103, 177, 277 and 297: lower by 5, higher by 5, lower by 11 and by 4. The numbers of
-comparisons behind the table's rates are unpublished and could be all of the difference, since there are weights, from 4%
-to 38% of all comparisons for a pair, with which the same rates give figure 9.
+Fitted with equal weights, the paper's table 2 gives 0, 108.3, 171.9, 288.1 and 301.4 from 200M to 52B, and 260.2 for
+12B distilled. Its figure 9 has 0, 103, 177, 277 and 297, so the fit is higher by 5, lower by 5, higher by 11 and by 4.
+The numbers of comparisons behind the table's rates are unpublished and could be all of the difference: there are
+weights, from 4% to 38% of all comparisons for a pair, with which the same rates give figure 9.
 """
 
 import csv
