@@ -1,0 +1,91 @@
+"""Code that a model wrote, scored by tests: HumanEval, and QuixBugs as function synthesis.
+
+A record is a prompt of `hhh_jax.data.sources.code`, a completion what a model wrote after it. A completion is cut at
+the first stop string and is right if the tests pass. They run in a sandbox (`hhh_jax.evals.sandbox`), and only where
+the user has allowed it.
+
+An item record is an outcome of one completion:
+
+    item_id group_id sample(index) outcome("passed"|"failed"|"error") category detail
+
+with the categories of `sandbox.Verdict`. An error is the harness's: such a sample counts neither as right nor as wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from hhh_jax.data.records import Prompt
+from hhh_jax.errors import UserError
+from hhh_jax.evals.pass_at_k import mean_over_problems, pass_at_k
+from hhh_jax.evals.sandbox import Limits, Program, run_many
+
+STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # where a function's body is over (Chen et al. 2021)
+
+
+def truncate(completion: str, stop: Sequence[str] = STOP) -> str:
+    """The completion up to the first stop string."""
+    return completion[: min((i for mark in stop if (i := completion.find(mark)) >= 0), default=len(completion))]
+
+
+def program(record: Prompt, completion: str) -> Program:
+    """What the sandbox runs for a completion. Raises UserError for a record that has no tests."""
+    missing = [name for name in ("entry_point", "tests") if not isinstance(record.meta.get(name), str)]
+    if missing:
+        raise UserError(f"{record.id}: a prompt for code needs meta.{missing[0]}; humaneval and quixbugs have it")
+    return Program(f"{record.text}{completion}\n", record.meta["entry_point"], record.meta["tests"], record.text)
+
+
+def score_completions(
+    records: Sequence[Prompt],
+    completions: Sequence[Sequence[str]],
+    *,
+    allow_untrusted: bool,
+    timeout: int = 4,
+    workers: int | None = None,
+    stop: Sequence[str] = STOP,
+) -> list[dict[str, Any]]:
+    """The item records of `completions[i][j]`, sample j of record i, in that order.
+
+    `timeout` is in seconds of CPU time; a program that sleeps is ended after five times as long. Equal programs run
+    once. Raises UserError as `sandbox.run_many` does, and for records without tests.
+    """
+    programs = [
+        [program(record, truncate(completion, stop)) for completion in samples]
+        for record, samples in zip(records, completions, strict=True)
+    ]
+    distinct = list(dict.fromkeys(one for samples in programs for one in samples))
+    limits = Limits(cpu_s=timeout, wall_s=5.0 * timeout)
+    verdicts = run_many(distinct, allow_untrusted=allow_untrusted, limits=limits, workers=workers)
+    found = dict(zip(distinct, verdicts, strict=True))
+    return [
+        {"item_id": record.id, "group_id": record.group, "sample": index, **found[one]._asdict()}
+        for record, samples in zip(records, programs, strict=True)
+        for index, one in enumerate(samples)
+    ]
+
+
+def pass_rows(items: Sequence[Mapping[str, Any]], ks: Sequence[int] = (1, 10)) -> list[dict[str, Any]]:
+    """Cells of the results table for each k: metric ("pass@k"), k, value, lo, hi and n_items, of item records.
+
+    A problem counts if k or more of its samples were scored; `n_items` says how many did. There is no row for a k that
+    no problem has.
+    """
+    scored: dict[str, list[bool]] = {}
+    groups: dict[str, str] = {}
+    for item in items:
+        groups[item["item_id"]] = item["group_id"]
+        if item["outcome"] != "error":
+            scored.setdefault(item["item_id"], []).append(item["outcome"] == "passed")
+    rows = []
+    for k in ks:
+        usable = {name: right for name, right in scored.items() if len(right) >= k}
+        if usable:
+            values_P = [pass_at_k(len(right), sum(right), k) for right in usable.values()]
+            mean = mean_over_problems(values_P, np.array([groups[name] for name in usable]))
+            cells = {"value": mean.value, "lo": mean.lo, "hi": mean.hi, "n_items": mean.n_items}
+            rows.append({"metric": "pass@k", "k": k, **cells})
+    return rows
