@@ -6,6 +6,8 @@
 #   bash launch/local.sh test [arguments]     the tests; arguments go to pytest
 #   bash launch/local.sh parity [arguments]   the tests against PyTorch and transformers (installed first), and those on
 #                                             the real data in the folder that $HHH_JAX_DATA names
+#   bash launch/local.sh bench [NAME...]      benchmarks, all or those named, against PyTorch and TRL (installed first) and
+#                                             on the real data in the folder that $HHH_JAX_DATA names
 #   bash launch/local.sh lint                 ruff and mypy
 #   bash launch/local.sh setup                nothing but the environment
 #
@@ -101,10 +103,18 @@ add_parity() {
     recipe parity >"$venv/installed-parity"
 }
 
+add_bench() {
+    if made_from installed-bench bench; then return; fi
+    say "adding PyTorch and TRL to .venv"
+    pip_install -r "$root/constraints/parity.txt" -r "$root/constraints/bench.txt" ||
+        fail "the installation of PyTorch and TRL failed"
+    recipe bench >"$venv/installed-bench"
+}
+
 command=${1:-help}
 [ $# -eq 0 ] || shift
 case $command in
-study | test | parity | lint | setup) ;;
+study | test | parity | bench | lint | setup) ;;
 help | -h | --help)
     usage
     exit
@@ -144,6 +154,10 @@ test)
 parity)
     add_parity
     exec "$python" -m pytest -m "parity or real_data" "$@"
+    ;;
+bench)
+    add_bench
+    exec "$python" -m hhh_jax.bench "$@"
     ;;
 lint)
     status=0

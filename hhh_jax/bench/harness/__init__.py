@@ -1,0 +1,1 @@
+"""What benchmarks share: interleaved timing, processes to race, the record, generated input."""
