@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hhh_jax.atomic import new_path
 from hhh_jax.data import card_page, predictors
 from hhh_jax.data.card_stats import CONTEXT, GROUP, ITEM, MAX_TOKENS, OTHER, SplitStats, texts
 from hhh_jax.data.records import Record
-from hhh_jax.data.shards import deserialize, new_path, read_records, write_json, write_records
+from hhh_jax.data.shards import deserialize, read_records, write_json, write_records
 from hhh_jax.data.tokenizer import MIN_VOCAB_SIZE, train_tokenizer
 from hhh_jax.errors import UserError
 

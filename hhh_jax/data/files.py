@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from hhh_jax.data.records import SPLITS, Counts, Document, Pair
+from hhh_jax.data.shards import fraction
 from hhh_jax.errors import UserError
 
 MAX_BYTES = 4 * 2**20  # of a line, and of a document of a .txt file
@@ -76,7 +77,7 @@ def cut_split(records: list[Record], named: list[str | None], split: str, path: 
     split is empty.
     """
     free = {record.group for record, name in zip(records, named, strict=True) if name is None}
-    places = sorted((_place(group), group) for group in free)
+    places = sorted((fraction(group), group) for group in free)
     most = (len(places) - 1) // 2
     held_out: dict[str, str] = {}
     if "validation" not in named:
@@ -96,10 +97,6 @@ def cut_split(records: list[Record], named: list[str | None], split: str, path: 
             f"a split); give at least 3 groups, or the rows a field 'split' of {', '.join(SPLITS)}"
         )
     return chosen
-
-
-def _place(group: str) -> float:
-    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:6]) / 2**48
 
 
 def _read(

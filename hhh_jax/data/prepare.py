@@ -33,7 +33,7 @@ from typing import Any
 
 from absl import flags
 
-from hhh_jax import cli
+from hhh_jax import atomic, cli
 from hhh_jax.data import shards, sources, streams, unchanged
 from hhh_jax.data.source import Source
 from hhh_jax.data.workers import (
@@ -110,12 +110,12 @@ def prepare(
             inputs_read, tally, n_batches = _read_input(found, job, run_all)
             tally.add(_join_rows(job, n_batches, run_all).as_dict())
         if tally.read == tally.dropped.total():
-            shards.remove(job.folder)
+            atomic.remove(job.folder)
             raise UserError(_nothing_left(settings.inputs, tally))
         facts = _finish(found, job, inputs_read, tally, tokenizer)
-        with shards.write_errors(output):
+        with atomic.write_errors(output):
             os.replace(job.folder / "final", output)
-        shards.remove(job.folder)
+        atomic.remove(job.folder)
     return facts
 
 
@@ -167,7 +167,7 @@ def _convert(where: str, text: Any, wanted: type) -> Any:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with shards.write_errors(folder):
+    with atomic.write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("w")
     with file:
@@ -187,11 +187,11 @@ def _begin(job: Job) -> None:
         state, _ = unchanged.input_state(job.settings.inputs)
         shards.write_json(path, dataclasses.asdict(job.settings) | {"input_state": state})
     for name in ("rows", "units", "final"):
-        with shards.write_errors(job.folder):
+        with atomic.write_errors(job.folder):
             (job.folder / name).mkdir(exist_ok=True)
         for pattern in ("*.tmp", "*.partial"):
             for stray in (job.folder / name).glob(pattern):
-                shards.remove(stray)
+                atomic.remove(stray)
 
 
 def _read_input(found: Source, job: Job, run_all: RunAll) -> tuple[list[dict[str, Any]], Tally, int]:
@@ -308,7 +308,7 @@ def _finish(
     }
     print("writing the data card", file=sys.stderr)
     write_card(final, facts, tokenizer=tokenizer, seed=settings.seed)
-    with shards.write_errors(final):
+    with atomic.write_errors(final):
         shutil.copy2(job.folder / "settings.json", final)
     return json.loads((final / "card.json").read_text(encoding="utf-8"))
 

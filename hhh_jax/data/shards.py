@@ -16,12 +16,12 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hhh_jax.atomic import new_path, write_errors
 from hhh_jax.data.records import KINDS, SPLITS, Record
 from hhh_jax.data.source import Row
 from hhh_jax.errors import UserError
@@ -47,34 +47,6 @@ def fraction(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
 
 
-@contextlib.contextmanager
-def write_errors(path: Path) -> Iterator[None]:
-    """What can go wrong with writing, as a UserError that says how to go on."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # array_record raises the second
-        what = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path}: can't be written: {what}; mend that and give the same command to go on") from error
-
-
-@contextlib.contextmanager
-def new_path(path: Path) -> Iterator[Path]:
-    """A path to write a file or folder to that takes its place at `path` when the context is left without error.
-
-    Raises UserError if it can't be written, as to a full disk; nothing is left then.
-    """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with write_errors(path):
-            yield partial
-            for part in (*(sorted(partial.iterdir()) if partial.is_dir() else ()), partial):
-                _sync(part)
-            os.replace(partial, path)
-            _sync(path.parent)
-    finally:
-        remove(partial)
-
-
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON, whole or not at all."""
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
@@ -85,22 +57,6 @@ def write_json(path: Path, content: Any) -> None:
 def storable(text: str) -> str:
     """The text with each half of a surrogate pair, as in names that aren't UTF-8, spelled out."""
     return text.encode(errors="backslashreplace").decode()
-
-
-def remove(path: Path) -> None:
-    """Removes a file or folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class RowsFile:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hhh_jax.data import shards, streams
+from hhh_jax import atomic
+from hhh_jax.data import streams
 from hhh_jax.data.source import Source
 from hhh_jax.data.workers import Job
 from hhh_jax.errors import UserError
@@ -42,7 +43,7 @@ def check_finished(output: Path, found: Source, job: Job, tokenizer: str | None)
                 pass
         if _content(journal.inputs.values()) != _content(facts["inputs"]):
             raise UserError(f"{output}: is there already, made from an input that has changed since; {remedy}")
-    shards.remove(job.folder)  # of a run that was killed at its last step
+    atomic.remove(job.folder)  # of a run that was killed at its last step
     print(f"{output}: is there already, made by the same settings from the same input", file=sys.stderr)
     return facts
 

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from hhh_jax import atomic
 from hhh_jax.data import prepare, shards, streams
 from hhh_jax.data.records import KINDS, Document, GroupedLabel, MultipleChoice, Pair, Prompt
 from hhh_jax.data.source import Drop
@@ -25,7 +26,7 @@ def folder(path, splits):
         shards.write_unit(path / "units" / f"{unit}", data, {})
     kind = KIND[type(records[0][1])]
     made = shards.write_folder(path / "final", "tiny", "about", kind, path / "units")
-    shards.remove(path / "units")
+    atomic.remove(path / "units")
     for file in (path / "final").iterdir():
         file.rename(path / file.name)
     (path / "final").rmdir()
