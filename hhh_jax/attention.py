@@ -168,7 +168,7 @@ def _splash_rows(
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     block = math.gcd(length, BLOCK)
-    tiles = dict.fromkeys(
+    tiles: dict[str, Any] = dict.fromkeys(
         ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq"),
         block,
     )

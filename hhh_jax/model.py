@@ -210,7 +210,8 @@ class Transformer(nn.Module):
         c = self.config
         init = nn.initializers.normal(0.02)
         embedding_VxD = self.param("embedding", init, (c.vocab_size, c.d_model), jnp.float32)
-        x_BxTxD = embedding_VxD.astype(c.dtype)[tokens_BxT]
+        # The table is smaller than what a large batch would look up in its parts.
+        x_BxTxD = sharding.gather_once(embedding_VxD, c.dtype, self.mesh)[tokens_BxT].astype(c.dtype)
         if c.positions == "learned":
             table_PxD = self.param("position_embedding", init, (c.max_positions, c.d_model), jnp.float32)
             x_BxTxD += table_PxD.astype(c.dtype)[positions_BxT]
@@ -319,7 +320,7 @@ def abstract_params(config: ModelConfig, score_head: bool = False) -> Params:
 
 @functools.lru_cache(maxsize=64)
 def _abstract_params(config: ModelConfig, score_head: bool) -> Params:
-    return jax.eval_shape(lambda key: init_params(config, key, score_head), jax.random.key(0))
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0), score_head))  # no device is used
 
 
 @functools.cache

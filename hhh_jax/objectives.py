@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from hhh_jax import sharding
 from hhh_jax.data.packing import Batch
 from hhh_jax.model import Params, lm_logits, rewards
 
@@ -57,6 +59,17 @@ def distillation_kl(logits_NxV: jax.Array, teacher_ids_NxK: jax.Array, teacher_l
     return top_N + jnp.where(teacher_tail_N > 0, teacher_tail_N * (teacher_log_tail_N - student_tail_N), 0.0)
 
 
+LOGIT_BYTES = 2**28
+"""What the float32 logits of a batch may take on one device; those of a larger one are computed chunk by chunk."""
+
+
+def logit_chunks(rows: int, length: int, vocab_size: int, mesh: Mesh | None, limit: int = LOGIT_BYTES) -> int:
+    """Into how many chunks of tokens each row is cut, so that the logits of a chunk take at most `limit` bytes."""
+    rows, vocab_size = (rows, vocab_size) if mesh is None else sharding.local_logits(rows, vocab_size, mesh)
+    fitting = (n for n in range(1, length) if length % n == 0 and 4 * rows * length // n * vocab_size <= limit)
+    return next(fitting, length)
+
+
 class Outputs:
     """What the heads say of a batch, computed when asked for: a head that no term needs costs nothing.
 
@@ -64,22 +77,51 @@ class Outputs:
       params: the model's parameters.
       hidden_RxTxD: hidden states of the batch.
       batch: the batch they belong to.
+      mesh: what rows and parameters are divided over; None for a single device.
+      logit_bytes: see `LOGIT_BYTES`.
     """
 
-    def __init__(self, params: Params, hidden_RxTxD: jax.Array, batch: Batch):
-        self.params, self.hidden_RxTxD, self.batch = params, hidden_RxTxD, batch
-        self._logits_NxV: jax.Array | None = None
+    def __init__(
+        self,
+        params: Params,
+        hidden_RxTxD: jax.Array,
+        batch: Batch,
+        mesh: Mesh | None = None,
+        logit_bytes: int = LOGIT_BYTES,
+    ):
+        self.params, self.hidden_RxTxD, self.batch, self.mesh = params, hidden_RxTxD, batch, mesh
+        rows, length, _ = hidden_RxTxD.shape
+        self.chunks = logit_chunks(rows, length, params["lm_head"]["kernel"].shape[-1], mesh, logit_bytes)
 
-    @property
-    def logits_NxV(self) -> jax.Array:
-        """Float32 next-token logits of all ``N = R * T`` tokens."""
-        if self._logits_NxV is None:
-            self._logits_NxV = lm_logits(self.params, self.hidden_RxTxD.reshape(-1, self.hidden_RxTxD.shape[-1]))
-        return self._logits_NxV
+    def over_logits(self, per_token: Callable[..., jax.Array], *arrays_RxT: jax.Array) -> jax.Array:
+        """``per_token(logits_NxV, *arrays_N) -> [N]`` for all tokens, ``[R, T]``; `arrays_RxT` are ``[R, T, ...]``.
+
+        Large batches are cut along tokens, one chunk after the other on every device; the backward pass computes the
+        logits of a chunk again. Neither pass ever holds the logits of more than a chunk.
+        """
+
+        def all_at_once(kernel_DxV: jax.Array, hidden_RxCxD: jax.Array, *arrays_RxC: jax.Array) -> jax.Array:
+            r, c, d = hidden_RxCxD.shape
+            logits_NxV = lm_logits({"lm_head": {"kernel": kernel_DxV}}, hidden_RxCxD.reshape(-1, d))
+            return per_token(logits_NxV, *(x.reshape(r * c, *x.shape[2:]) for x in arrays_RxC)).reshape(r, c)
+
+        def in_chunks(kernel_DxV: jax.Array, *arrays_RxT: jax.Array) -> jax.Array:
+            def split(x_RxT: jax.Array) -> jax.Array:
+                return jnp.swapaxes(x_RxT.reshape(x_RxT.shape[0], self.chunks, -1, *x_RxT.shape[2:]), 0, 1)
+
+            chunk = jax.checkpoint(lambda arrays_RxC: all_at_once(kernel_DxV, *arrays_RxC))
+            values_NxRxC = jax.lax.map(chunk, tuple(map(split, arrays_RxT)))
+            return jnp.swapaxes(values_NxRxC, 0, 1).reshape(arrays_RxT[0].shape[:2])
+
+        kernel_DxV = self.params["lm_head"]["kernel"]
+        if self.chunks == 1:
+            return all_at_once(kernel_DxV, self.hidden_RxTxD, *arrays_RxT)
+        kernel_DxV = sharding.gather_once(kernel_DxV, self.hidden_RxTxD.dtype, self.mesh)
+        return sharding.by_rows(in_chunks, self.mesh)(kernel_DxV, self.hidden_RxTxD, *arrays_RxT)
 
     def target_logps(self) -> jax.Array:
         """Log-probability of each token's target, float32 ``[R, T]``; meaningless where no mask is set."""
-        return token_logps(self.logits_NxV, self.batch.targets.reshape(-1)).reshape(self.batch.targets.shape)
+        return self.over_logits(token_logps, self.batch.targets)
 
     def pair_rewards(self) -> tuple[jax.Array, jax.Array]:
         """Rewards of the good and the bad side of each pair, float32 ``[R, S]`` each; zeros in empty slots."""
@@ -145,10 +187,8 @@ def distillation() -> Objective:
     """The ``(k + 1)``-way KL per token against a stored teacher (eq. 2.1, B.5)."""
 
     def total(outputs: Outputs, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        ids_NxK = batch.teacher_ids.reshape(-1, batch.teacher_ids.shape[-1])
-        logps_NxK = batch.teacher_logps.reshape(ids_NxK.shape)
-        kl_N = distillation_kl(outputs.logits_NxV, ids_NxK, logps_NxK)
-        return (kl_N * batch.loss_mask.reshape(-1)).sum(), {}
+        kl_RxT = outputs.over_logits(distillation_kl, batch.teacher_ids, batch.teacher_logps)
+        return (kl_RxT * batch.loss_mask).sum(), {}
 
     return {"distillation": Term(1.0, lambda batch: batch.loss_mask.sum(dtype=jnp.float32), total)}
 

@@ -1,10 +1,13 @@
 """The mesh and the one table of rules that says how every array of a run lies on it."""
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hhh_jax.errors import UserError
@@ -27,19 +30,38 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh (data, fsdp, tensor) over all devices; one axis may be -1, which takes what is left.
 
-    Raises UserError if the product is not the number of devices.
+    Devices of one TPU slice lie next to each other in fsdp and tensor; several slices are told apart by data alone,
+    because what connects them is slow.
+
+    Args:
+      devices: those of a TPU topology to compile for; None takes JAX's own.
+
+    Raises UserError if the product is not the number of devices, or data no multiple of the number of slices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
     known = int(np.prod([size for size in sizes if size != -1]))
     if sizes.count(-1) == 1 and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if int(np.prod(sizes)) != len(devices) or -1 in sizes:
         raise UserError(f"mesh (data, fsdp, tensor) = {(data, fsdp, tensor)} does not cover {len(devices)} devices")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    if sizes[0] % slices:
+        raise UserError(
+            f"mesh (data, fsdp, tensor) = {tuple(sizes)} on {slices} slices: data must be a multiple of {slices}, as "
+            f"slices are told apart by data alone"
+        )
+    within = (sizes[0] // slices, *sizes[1:])
+    if slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            within, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    else:
+        grid = mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def row_multiple(mesh: Mesh) -> int:
@@ -86,6 +108,37 @@ def constrain_residual(x_BxTxD: jax.Array, mesh: Mesh | None, along_tokens: bool
     even = along_tokens and x_BxTxD.shape[1] % mesh.shape["tensor"] == 0
     spec = P(("data", "fsdp"), "tensor" if even else None, None)
     return jax.lax.with_sharding_constraint(x_BxTxD, NamedSharding(mesh, spec))
+
+
+def gather_once(matrix_VxD: jax.Array, dtype: Any, mesh: Mesh | None) -> jax.Array:
+    """A matrix ``[V, D]`` or ``[D, V]`` rounded to `dtype` and whole on every device, but for what tensor divides.
+
+    It stays float32, so that what its users add up of its gradient is added in float32.
+    """
+    rounded = matrix_VxD.astype(dtype)
+    if mesh is not None and mesh.size > 1:
+        rounded = jax.lax.with_sharding_constraint(rounded, NamedSharding(mesh, P(None, "tensor")))
+    return rounded.astype(jnp.float32)
+
+
+def by_rows(fn: Callable[..., jax.Array], mesh: Mesh | None) -> Callable[..., jax.Array]:
+    """``fn(shared, *arrays_R)`` run by each group of devices on its own rows; what tensor divides stays so."""
+    if mesh is None or mesh.size == 1:
+        return fn
+
+    def mapped(shared: jax.Array, *arrays_R: jax.Array) -> jax.Array:
+        rows = P(("data", "fsdp"))
+        specs = (P(), *[rows] * len(arrays_R))
+        return jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=rows, axis_names={"data", "fsdp"})(
+            shared, *arrays_R
+        )
+
+    return mapped
+
+
+def local_logits(rows: int, vocab_size: int, mesh: Mesh) -> tuple[int, int]:
+    """Rows and columns of the logits that one device holds."""
+    return -(-rows // row_multiple(mesh)), -(-vocab_size // mesh.shape["tensor"])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -35,6 +35,7 @@ class StepConfig:
       n_seeds: size ``G`` of the seeds axis.
       select: whether the state carries the best parameters so far by validation, ``best``.
       mesh: where it runs.
+      logit_bytes: what logits may take on a device before they are computed in chunks.
     """
 
     model: ModelConfig
@@ -50,6 +51,7 @@ class StepConfig:
     n_seeds: int
     select: bool
     mesh: Mesh
+    logit_bytes: int = objectives.LOGIT_BYTES
 
     @property
     def score_head(self) -> bool:
@@ -90,7 +92,7 @@ def batch_loss(
     hidden_RxTxD = hidden_states(
         config.model, params, batch.tokens, batch.segment_ids, batch.branch_ids, batch.positions, config.mesh
     )
-    outputs = objectives.Outputs(params, hidden_RxTxD, batch)
+    outputs = objectives.Outputs(params, hidden_RxTxD, batch, config.mesh, config.logit_bytes)
     terms, metrics = {}, {}
     for name, term in objectives.make_objective(config.objective, config.lam, config.mu).items():
         total, extra = term.sum(outputs, batch)
