@@ -82,16 +82,16 @@ def reddit(words: Words) -> Iterator[str]:
     for thread in itertools.count():
         name = f"t{thread:x}"
         subreddit = "askscience" if rng.random() < 0.1 else rng.choice(("pics", "funny", "gaming", "AskReddit"))
-        shared: dict[str, Any] = {"subreddit": subreddit, "subreddit_id": "t5_2qm4e", "created_utc": 1439797480, "gilded": 0}
-        shared |= {"author_flair_css_class": None, "author_flair_text": None, "distinguished": None, "stickied": False}
+        shared: dict[str, Any] = {"subreddit": subreddit, "subreddit_id": "t5_2qm4e", "created_utc": 1439797480}
+        shared |= {"gilded": 0, "author_flair_text": None, "distinguished": None, "stickied": False}
         post = {"id": name, "author": f"asker{thread}", "title": words(5, 20), "selftext": words(0, 100), "score": 5}
         rows: list[dict[str, Any]] = [post | shared | {"domain": f"self.{subreddit}", "num_comments": 20}]
         comments: list[str] = []
         for number in range(rng.randint(5, 35)):
             parent = f"t1_{rng.choice(comments)}" if comments and rng.random() < 0.6 else f"t3_{name}"
             comments.append(f"{name}c{number}")
-            fields = {"id": comments[-1], "link_id": f"t3_{name}", "parent_id": parent, "body": words(3, 70)}
-            fields |= {"author": f"user_{rng.randrange(10**6)}", "score": int(rng.expovariate(0.1)), "ups": 3}
+            fields: dict[str, Any] = {"id": comments[-1], "link_id": f"t3_{name}", "parent_id": parent}
+            fields |= {"body": words(3, 70), "author": f"user_{rng.randrange(10**6)}", "score": int(rng.expovariate(0.1))}
             rows.append(fields | shared | {"controversiality": 0, "edited": False, "retrieved_on": 1440797480})
         yield "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
 
