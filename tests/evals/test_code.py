@@ -15,14 +15,15 @@ def record(name, text, tests, entry_point):
 
 DOUBLE = record(
     "code/double", 'def double(x: int) -> int:\n    """ Twice x. """\n',
-    "METADATA = {}\n\n\ndef check(candidate):\n    assert candidate(2) == 4\n    assert candidate(-1) == -2\n", "double",
+    "METADATA = {}\n\n\ndef check(candidate):\n    assert candidate(2) == 4\n    assert candidate(-1) == -2\n",
+    "double",
 )  # fmt: skip
 DECODE = record(
     "code/decode",
     'def encode(s: str):\n    return s[::-1]\n\n\ndef decode(s: str):\n    """ Undoes encode. """\n',
     "def check(candidate):\n    assert candidate(encode('abc')) == 'abc'\n", "decode",
 )  # fmt: skip
-BROKEN = record("code/broken", DOUBLE.text, "def check(candidate):\n    assert wanted(2) == candidate(2)", "double")
+BROKEN = record("code/broken", DOUBLE.text, "def check(candidate):\n    assert wanted() == candidate(2)\n", "double")
 
 
 @pytest.fixture(scope="module", autouse=True)
