@@ -69,6 +69,26 @@ def row_multiple(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:
+    """Raises UserError, with the nearest mesh that works, if the devices can't have the same number of rows each."""
+    if rows % (row_multiple(mesh) * accumulate):
+        micro = f" times {accumulate} microbatches" if accumulate > 1 else ""
+        divided = f"data x fsdp = {row_multiple(mesh)}{micro}"
+        near = nearest_mesh(mesh, lambda data, fsdp, tensor: rows % (data * fsdp * accumulate) == 0)
+        raise UserError(f"a batch of {rows} rows cannot be divided among {divided}{near}")
+
+
+def nearest_mesh(mesh: Mesh, works: Callable[[int, int, int], bool]) -> str:
+    """``; the nearest mesh ...`` of as many devices and as good for the rest as can be seen, or nothing."""
+    wanted, n = [mesh.shape[axis] for axis in AXES], mesh.size
+    sizes = [(a, b, n // a // b) for a in range(1, n + 1) if n % a == 0 for b in range(1, n + 1) if n // a % b == 0]
+    found = [size for size in sizes if works(*size)]
+    if not found:
+        return f"; no mesh of {n} devices works"
+    near = min(found, key=lambda size: sum(abs(np.log2(a / b)) for a, b in zip(size, wanted, strict=True)))
+    return f"; the nearest mesh that works is (data, fsdp, tensor) = {near}"
+
+
 def _path_name(path: tuple) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
@@ -79,21 +99,31 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
     Raises UserError for an array that no rule matches or that the mesh does not divide, by name.
     """
 
-    def sharding(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    def spec_of(path: tuple, leaf: jax.ShapeDtypeStruct) -> PartitionSpec:
         name = _path_name(path)
         spec = next((spec for pattern, spec in RULES if re.search(rf"(^|/){pattern}$", name)), None)
         if spec is None:
             raise UserError(f"no sharding rule matches parameter {name} of shape {leaf.shape}; add one to RULES")
-        spec = P(None, *spec)  # seeds
-        for size, axis in zip(leaf.shape, spec, strict=False):
-            if axis is not None and size % mesh.shape[axis]:
-                raise UserError(
-                    f"parameter {name} of shape {leaf.shape}: {size} is not divisible by mesh axis {axis} = "
-                    f"{mesh.shape[axis]}; choose another --config.mesh"
-                )
-        return NamedSharding(mesh, spec)
+        return P(None, *spec)  # seeds
 
-    return jax.tree_util.tree_map_with_path(sharding, abstract_state)
+    specs = jax.tree_util.tree_map_with_path(spec_of, abstract_state)
+    leaves = jax.tree_util.tree_leaves_with_path(abstract_state)
+    divided = [
+        (path, leaf, size, axis)
+        for (path, leaf), spec in zip(leaves, jax.tree.leaves(specs), strict=True)
+        for size, axis in zip(leaf.shape, spec, strict=False)
+        if axis is not None
+    ]
+    for path, leaf, size, axis in divided:
+        if size % mesh.shape[axis]:
+            near = nearest_mesh(
+                mesh, lambda *sizes: not any(n % dict(zip(AXES, sizes, strict=True))[axis] for *_, n, axis in divided)
+            )
+            raise UserError(
+                f"parameter {_path_name(path)} of shape {leaf.shape}: {size} is not divisible by mesh axis {axis} = "
+                f"{mesh.shape[axis]}{near}"
+            )
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
