@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 
 from hhh_jax import attention, sharding
 from hhh_jax.cache import Cache, KeyValues, attend_after
+from hhh_jax.errors import UserError
 
 Params = dict[str, Any]
 
@@ -299,6 +300,12 @@ def hidden_states_after(
     variables, layout = {"params": params["transformer"]}, (segment_ids_BxT, branch_ids_BxT, positions_BxT)
     output = Transformer(config, mesh).apply(variables, tokens_BxT, *layout, cache)
     return cast(tuple[jax.Array, KeyValues], output)
+
+
+def check_length(config: ModelConfig, n_tokens: int) -> None:
+    """Raises UserError if a text of so many tokens has places that the model knows no position of."""
+    if config.positions == "learned" and n_tokens > config.max_positions:
+        raise UserError(f"texts of {n_tokens} tokens: the model has learned positions of {config.max_positions} tokens")
 
 
 def lm_logits(params: Params, hidden_NxD: jax.Array) -> jax.Array:

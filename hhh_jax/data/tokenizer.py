@@ -44,6 +44,21 @@ class Tokenizer:
         """The text of `ids`; the two special tokens decode to nothing, broken UTF-8 to U+FFFD."""
         return self._bpe.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def token_bytes(self) -> list[bytes]:
+        """What each id decodes to, whatever stands around it; nothing for the two special tokens.
+
+        Raises UserError if the tokenizer is not a byte-level one.
+        """
+        byte_of = _bytes_by_letter()
+        spellings = [b""] * self.vocab_size
+        for spelling, i in self._bpe.get_vocab().items():
+            if i in (self.eoc_id, self.pad_id):
+                continue
+            if not all(letter in byte_of for letter in spelling):
+                raise UserError(f"token {spelling!r} is not spelled in bytes; give a byte-level tokenizer")
+            spellings[i] = bytes(byte_of[letter] for letter in spelling)
+        return spellings
+
     def to_json(self) -> str:
         """The whole tokenizer as one JSON string, the format of Hugging Face `tokenizers`."""
         return self._bpe.to_str()
@@ -63,6 +78,13 @@ class Tokenizer:
     def sha(self) -> str:
         """SHA-256 (hex) of `to_json()`."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def _bytes_by_letter() -> dict[str, int]:
+    """The byte behind each letter of byte-level spellings: printable ones are themselves, the others follow U+00FF."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def _special_id(bpe: tokenizers.Tokenizer, token: str) -> int:
