@@ -4,9 +4,9 @@
     DIRECTORY/STEP/extra/metadata  a JSON object
     DIRECTORY/STEP/checksums.json  {file: [bytes, sha256]} of all of the above
 
-A checkpoint is written into a temporary folder that is renamed when it is whole, and the oldest one is
-deleted only after that: whatever happens during a save, the checkpoint before it stays. Every reader
-checks the checksums.
+A checkpoint is written into a temporary folder that is renamed when it is whole (in an object store, which renames
+nothing: marked), and the oldest one is deleted only after that: whatever happens during a save, the checkpoint
+before it stays. Every reader checks the checksums; an object store has its own, there only sizes are compared.
 """
 
 from __future__ import annotations
@@ -17,34 +17,42 @@ import json
 import logging
 import os
 import re
-import shutil
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Self
 
+from etils import epath
+
+from hhh_jax import distributed
 from hhh_jax.errors import UserError
 from hhh_jax.record import free_space
+from hhh_jax.storage import is_remote, open_path
 
 PyTree = Any
 CHECKSUMS = "checksums.json"
+COMMITTED = "commit_success.txt"  # orbax's mark of what is whole
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager. On several hosts every process makes the same calls."""
+    """The checkpoints of one run; a context manager. Of several processes each makes the same calls."""
 
-    def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2) -> None:
-        """Open or create `directory`, where the newest `keep` checkpoints stay; UserError if that fails."""
+    def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2, keep_every: int = 0) -> None:
+        """Open or create `directory`; UserError if that fails.
+
+        The newest `keep` checkpoints stay there and, unless it is 0, those of steps that `keep_every` divides.
+        """
         import orbax.checkpoint as ocp
 
         _quiet_orbax()
-        self.directory = Path(directory).absolute()
+        self.directory = open_path(directory)
         self._saving: int | None = None  # the step last given to `save`
         try:
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
                     max_to_keep=keep,
+                    keep_period=keep_every or None,
                     cleanup_tmp_directories=True,
                     # Despite its name it runs before the folder is renamed: checksums are part of the whole.
                     async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
@@ -56,12 +64,14 @@ class Checkpoints:
                 },
             )
         except OSError as error:
-            raise UserError(f"cannot keep checkpoints in {self.directory}: {error.strerror}") from error
+            raise UserError(f"cannot keep checkpoints in {self.directory}: {error.strerror or error}") from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, exception: BaseException | None, trace: object) -> None:
+        if exception is not None and not isinstance(exception, UserError | SystemExit) and distributed.several():
+            return  # a process may be lost, and with it the end of the save in progress
         try:
             self.close()
         except UserError as error:
@@ -98,6 +108,8 @@ class Checkpoints:
         """Block until the save in progress is on disk. Raises UserError if it could not be written."""
         try:
             self._manager.wait_until_finished()
+        except TimeoutError:  # of a barrier
+            raise
         except (OSError, ValueError) as error:  # of a full disk, tensorstore makes a ValueError
             raise self._save_error(error) from error
 
@@ -119,47 +131,44 @@ class Checkpoints:
         renamed to STEP.damaged, so that the run can get to that step again. Raises UserError if all are
         damaged, or if the checkpoint is not of this model.
         """
-        import jax
-        from jax.experimental import multihost_utils
-
         self.wait()
         whole, damaged = _newest_whole(self.directory, steps(self.directory))
-        _assert_agreed(whole)
         if whole is None:
             return None
         restored = int(whole.name), _restore(whole, abstract_state), _read_extra(whole)
-        for path in damaged if jax.process_index() == 0 else []:
-            aside = path.with_name(f"{path.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints are moved")
+        if distributed.is_first():
+            for path in damaged:
+                aside = path.parent / f"{path.name}.damaged"
+                aside.rmtree(missing_ok=True)
+                path.rename(aside)
+        distributed.agree("damaged checkpoints are moved")
         self._manager.reload()
         return restored
 
     def _write_checksums(self) -> None:
-        for folder in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
-            (folder / CHECKSUMS).write_text(json.dumps(_checksums(folder), indent=1))
+        folders = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        for folder in [self.directory / str(self._saving)] if is_remote(self.directory) else folders:
+            (folder / CHECKSUMS).write_text(json.dumps(_checksums(folder, _files(folder)), indent=1))
 
     def _save_error(self, error: Exception) -> UserError:
         for folder in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
-            shutil.rmtree(folder, ignore_errors=True)  # it may hold the space that the user now lacks
+            with contextlib.suppress(OSError):
+                folder.rmtree()  # it may hold the space that the user now lacks
         code = re.search(r"os_error_code='(\d+)'", str(error))  # in tensorstore's messages
         reason = os.strerror(int(code[1])) if code else getattr(error, "strerror", None) or str(error)
         before = max((step for step in steps(self.directory) if step != self._saving), default=None)
         intact = "it was the first" if before is None else f"the previous one, of step {before}, is intact"
         return UserError(
             f"cannot save the checkpoint of step {self._saving} in {self.directory}: "
-            f"{reason.splitlines()[0]} ({free_space(self.directory)} free); {intact}"
+            f"{reason.splitlines()[0]}{free_space(self.directory)}; {intact}"
         )
 
 
 def steps(directory: str | os.PathLike[str]) -> list[int]:
     """The steps whose save is finished, in ascending order; none if there is no such folder."""
-    folder = Path(directory)
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    folder = open_path(directory)
+    found = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+    return sorted(int(path.name) for path in found if not is_remote(path) or (path / COMMITTED).exists())
 
 
 def read_extra(directory: str | os.PathLike[str], step: int | None = None) -> dict[str, Any]:
@@ -180,13 +189,11 @@ def restore_params(
     shardings to restore onto (none: the first device). Raises UserError if there is no such checkpoint, or if
     a parameter is missing, left over, or of another shape or dtype.
     """
-    chosen = _choose(directory, step)
-    _assert_agreed(chosen)
-    return _restore(chosen, {subtree: abstract_params}, partial=True)[subtree]
+    return _restore(_choose(directory, step), {subtree: abstract_params}, partial=True)[subtree]
 
 
-def _choose(directory: str | os.PathLike[str], step: int | None) -> Path:
-    folder = Path(directory).absolute()
+def _choose(directory: str | os.PathLike[str], step: int | None) -> epath.Path:
+    folder = open_path(directory)
     found = steps(folder)
     if not found:
         raise UserError(f"{folder} holds no checkpoint")
@@ -197,15 +204,20 @@ def _choose(directory: str | os.PathLike[str], step: int | None) -> Path:
     return whole
 
 
-def _newest_whole(folder: Path, candidates: list[int]) -> tuple[Path | None, list[Path]]:
-    """The newest checkpoint whose checksums agree (None of no candidates), and the damaged ones after it."""
-    damaged: list[Path] = []
-    for step in sorted(candidates, reverse=True):
+def _newest_whole(folder: epath.Path, candidates: list[int]) -> tuple[epath.Path | None, list[epath.Path]]:
+    """The newest checkpoint whose checksums agree (None of no candidates), and the damaged ones after it.
+
+    Several processes share the reading, go by process 0's candidates, and come to the same result.
+    """
+    damaged: list[epath.Path] = []
+    waiting = sorted(candidates)
+    while (step := distributed.agree(waiting.pop() if waiting else None)) is not None:
         path = folder / str(step)
         problem = _damage(path)
-        if problem is None:
+        if not distributed.anywhere(problem is not None):
             return path, damaged
-        warnings.warn(f"checkpoint {path} is damaged and not used: {problem}", stacklevel=3)
+        reason = problem or "another process found that"
+        warnings.warn(f"checkpoint {path} is damaged and not used: {reason}", stacklevel=3)
         damaged.append(path)
     if damaged:
         names = ", ".join(path.name for path in damaged)
@@ -213,22 +225,11 @@ def _newest_whole(folder: Path, candidates: list[int]) -> tuple[Path | None, lis
     return None, []
 
 
-def _assert_agreed(path: Path | None) -> None:
-    """On several hosts all must see the same checkpoint: otherwise their parameters would silently differ."""
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    if jax.process_count() > 1:
-        step = np.int64(-1 if path is None else int(path.name))
-        multihost_utils.assert_equal(step, "the processes see different checkpoints; is the folder shared?")
+def _read_extra(path: epath.Path) -> dict[str, Any]:
+    return json.loads((path / "extra" / "metadata").read_text())
 
 
-def _read_extra(path: Path) -> dict[str, Any]:
-    return json.loads((path / "extra" / "metadata").read_text(encoding="utf-8"))
-
-
-def _restore(path: Path, abstract: PyTree, *, partial: bool = False) -> PyTree:
+def _restore(path: epath.Path, abstract: PyTree, *, partial: bool = False) -> PyTree:
     """A checkpoint's state in the structure and shardings of `abstract`; `partial`: only the keys it has."""
     import jax
     import orbax.checkpoint as ocp
@@ -246,7 +247,7 @@ def _restore(path: Path, abstract: PyTree, *, partial: bool = False) -> PyTree:
         return handler.restore(path / "state", args=args)
 
 
-def _assert_same_arrays(path: Path, abstract: PyTree, saved: PyTree) -> None:
+def _assert_same_arrays(path: epath.Path, abstract: PyTree, saved: PyTree) -> None:
     here, there = _describe(abstract), _describe(saved)
     problems = []
     for name in sorted(here.keys() | there.keys()):
@@ -274,31 +275,46 @@ def _describe(tree: PyTree) -> dict[str, str]:
     }
 
 
-def _checksums(folder: Path) -> dict[str, list[Any]]:
-    """{file: [bytes, sha256]} of all but orbax's notes at the top, which change as the folder is renamed."""
-    paths = [path for item in ("state", "extra") for path in (folder / item).rglob("*") if path.is_file()]
-    names = [path.relative_to(folder).as_posix() for path in paths]
+def _files(folder: epath.Path) -> list[str]:
+    """Names of all files of a checkpoint but orbax's notes at the top, which change as the folder is renamed."""
+    names, waiting = [], [folder / "state", folder / "extra"]
+    while waiting:
+        for path in waiting.pop().iterdir():
+            if path.is_dir():
+                waiting.append(path)
+            else:
+                names.append(os.fspath(path).removeprefix(f"{os.fspath(folder)}/"))
+    return sorted(names)
+
+
+def _checksums(folder: epath.Path, names: Iterable[str]) -> dict[str, list[Any] | None]:
+    """{file: [bytes, sha256]} of the files of these names; None for one that is not there."""
     with ThreadPoolExecutor(8) as pool:
-        return dict(sorted(zip(names, pool.map(_checksum, paths), strict=True)))
+        return dict(zip(names, pool.map(lambda name: _checksum(folder / name), names), strict=True))
 
 
-def _checksum(path: Path) -> list[Any]:
-    with path.open("rb") as file:
-        return [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()]
-
-
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None if they are as they were written."""
+def _checksum(path: epath.Path) -> list[Any] | None:
     try:
-        expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-        found = _checksums(folder)
+        if is_remote(path):
+            return [path.stat().length, None]
+        with open(path, "rb") as file:
+            return [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+    except FileNotFoundError:
+        return None
+
+
+def _damage(folder: epath.Path) -> str | None:
+    """What is wrong with a checkpoint's files; None if they are as they were written. Each process looks at a part."""
+    try:
+        expected = json.loads((folder / CHECKSUMS).read_text())
+        found = _checksums(folder, sorted(expected)[distributed.share()])
     except (OSError, ValueError) as error:
         return f"{CHECKSUMS}: {error}" if isinstance(error, ValueError) else str(error)
-    for name, (size, digest) in expected.items():
-        if name not in found:
+    for name, now in found.items():
+        if now is None:
             return f"{name} is missing"
-        if found[name] != [size, digest]:
-            return f"{name} holds {found[name][0]} bytes that are not the {size} written"
+        if now != expected[name]:
+            return f"{name} holds {now[0]} bytes that are not the {expected[name][0]} written"
     return None
 
 

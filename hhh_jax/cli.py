@@ -1,5 +1,6 @@
 """What the command-line programs share: the config flag, errors as one line, and the compilation cache."""
 
+import contextlib
 import os
 import re
 import sys
@@ -36,6 +37,16 @@ def config_path() -> str:
     return next(argument.partition("=")[2] for argument in config_arguments() if re.match(r"--?config=", argument))
 
 
+def define_process_flags() -> None:
+    """The flags of a program that can be one of several processes; `start` heeds them."""
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0; not needed where the environment says it.")
+    flags.DEFINE_integer("num_processes", -1, "How many processes there are, with --coordinator.")
+    flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0.")
+    flags.DEFINE_integer(
+        "heartbeat_timeout_seconds", 45, "When a process has not been heard of for so long, the others stop."
+    )
+
+
 def use_compilation_cache() -> None:
     """Keeps compiled programs on disk between processes; ``JAX_COMPILATION_CACHE_DIR`` names another place."""
     import jax
@@ -52,7 +63,8 @@ def start(main: Callable[[Any], None]) -> None:
     def guarded(argv: Any) -> None:
         logging.set_verbosity(logging.WARNING)
         try:
-            main(argv)
+            with _processes():
+                main(argv)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
@@ -62,6 +74,18 @@ def start(main: Callable[[Any], None]) -> None:
     except UserError as error:  # from a config file, which is read while flags are parsed
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _processes() -> contextlib.AbstractContextManager[None]:
+    """Joins the other processes, if the program can be one of several and is."""
+    if "coordinator" not in flags.FLAGS:
+        return contextlib.nullcontext()
+    from hhh_jax import distributed
+
+    given = flags.FLAGS
+    return distributed.joined(
+        given.coordinator, given.num_processes, given.process_id, given.heartbeat_timeout_seconds
+    )
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -122,7 +122,7 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
     }
     c.log_every = 10
     c.term_norms_every = 50  # steps between records of each term's gradient norm; 0: never
-    c.checkpoint = {"every_steps": 1000, "every_minutes": 10.0, "keep": 2}
+    c.checkpoint = {"every_steps": 1000, "every_minutes": 10.0, "keep": 2, "keep_every_steps": 0}  # 0: the newest alone
     # How the results table names the run; a study sets them.
     c.labels = {"study": "", "init": "" if stage == "pretrain" else "lm", "intervention": ""}
     if not lm:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hhh_jax import cli, sharding, stats
+from hhh_jax import cli, distributed, sharding, stats
 from hhh_jax.data.loader import document_batches, evaluation_batches
 from hhh_jax.data.packing import Batch, TokenizedPair
 from hhh_jax.errors import UserError
@@ -31,7 +31,7 @@ class Scorer(NamedTuple):
       model, params: the model and its parameters ``[G, ...]``, with a ``score_head`` if it has rewards.
       n_seeds: ``G``.
       mesh: where it runs.
-      rows, length, slots, pad_id: as in `evaluation_batches`.
+      rows, length, slots, pad_id: as in `evaluation_batches`; `rows` are rounded up to what the mesh divides.
     """
 
     model: ModelConfig
@@ -42,6 +42,16 @@ class Scorer(NamedTuple):
     length: int
     slots: int
     pad_id: int
+
+    def padded_rows(self) -> int:
+        """`rows`, rounded up."""
+        multiple = sharding.row_multiple(self.mesh)
+        return -(-self.rows // multiple) * multiple
+
+    def place(self, batch: Batch) -> Batch:
+        """A batch that all processes have, its rows divided among the devices."""
+        rows = sharding.batch_sharding(self.mesh).spec[1]
+        return distributed.place(batch, NamedSharding(self.mesh, PartitionSpec(rows)))
 
 
 class PairScores(NamedTuple):
@@ -79,7 +89,7 @@ def _compiled_forward(model: ModelConfig, n_seeds: int, mesh: Mesh, want: tuple[
         hidden_RxTxD = hidden_states(
             model, params, batch.tokens, batch.segment_ids, batch.branch_ids, batch.positions, mesh
         )
-        outputs = Outputs(params, hidden_RxTxD, batch)
+        outputs = Outputs(params, hidden_RxTxD, batch, mesh)
         logps = outputs.target_logps() if "logp" in want else None
         rewards = jax.numpy.stack(outputs.pair_rewards(), axis=-1) if "reward" in want else None
         return logps, rewards
@@ -103,9 +113,10 @@ def score_pairs(scorer: Scorer, pairs: Sequence[TokenizedPair], want: tuple[str,
     logp_sum_GxPx2 = np.zeros((g, p, 2)) if "logp" in want else None
     reward_GxPx2 = np.full((g, p, 2), np.nan) if "reward" in want else None
     forward = _compiled_forward(scorer.model, g, scorer.mesh, want)
-    batches = evaluation_batches(pairs, scorer.length, scorer.slots, scorer.pad_id, scorer.rows)
+    batches = evaluation_batches(pairs, scorer.length, scorer.slots, scorer.pad_id, scorer.padded_rows())
     for first, batch, placement in batches:
-        logps_GxRxT, rewards_GxRxSx2 = jax.tree.map(np.asarray, forward(scorer.params, batch))
+        outputs = forward(scorer.params, scorer.place(batch))
+        logps_GxRxT, rewards_GxRxSx2 = jax.tree.map(np.asarray, outputs)
         if logp_sum_GxPx2 is not None:
             option_N = placement.option_RxT.reshape(-1)
             scored_N = option_N >= 0
@@ -144,8 +155,8 @@ def score_documents(scorer: Scorer, documents: Sequence[np.ndarray]) -> tuple[np
     """
     logp_GxD, n_D = np.zeros((scorer.n_seeds, len(documents))), np.zeros(len(documents), np.int64)
     forward = _compiled_forward(scorer.model, scorer.n_seeds, scorer.mesh, ("logp",))
-    for batch, placement in document_batches(documents, scorer.length, scorer.pad_id, scorer.rows):
-        logps_GxRxT, _ = forward(scorer.params, batch)
+    for batch, placement in document_batches(documents, scorer.length, scorer.pad_id, scorer.padded_rows()):
+        logps_GxRxT, _ = forward(scorer.params, scorer.place(batch))
         document_N = placement.option_RxT.reshape(-1)
         scored_N = document_N >= 0
         n_D += np.bincount(document_N[scored_N], minlength=len(documents))
@@ -207,7 +218,8 @@ def main(_: Sequence[str]) -> None:
 
     cli.use_compilation_cache()
     for row in run.recompute_rows(_CHECKPOINT.value, _TASK.value, _SPLIT.value, _SELECTION.value):
-        print(json.dumps(row))
+        if distributed.is_first():
+            print(json.dumps(row))
 
 
 if __name__ == "__main__":
@@ -217,4 +229,5 @@ if __name__ == "__main__":
     _SELECTION = flags.DEFINE_enum(
         "selection", "best", ["best", "final"], "Parameters chosen on validation, or the last."
     )
+    cli.define_process_flags()
     cli.start(main)

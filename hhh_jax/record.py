@@ -4,6 +4,8 @@ metrics.jsonl is the record, which figures and a resumed run read; the rest mirr
 line, with `step` first. A float is written with as many digits as it takes to read the same bits back. JSON
 has no number for what is not finite: such a value is the string "nan", "inf" or "-inf", which `read_metrics`
 turns back into a float.
+
+In an object store nothing can be appended: there the files are written in a local folder and copied at each `sync`.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ import shutil
 import socket
 import struct
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +28,7 @@ from typing import Any, Self
 import numpy as np
 
 from hhh_jax.errors import UserError
+from hhh_jax.storage import is_remote, open_path
 
 SECONDS_BETWEEN_LINES = 10.0  # on a standard error that is no terminal
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -34,8 +38,8 @@ class Record:
     """Writes one run's record into `workdir`; a context manager.
 
     Entering cuts metrics.jsonl back to `resume_step`, so that a resumed run's file holds each step once and
-    differs from an uninterrupted run's in nothing but time fields. For that, log a step before you save its
-    checkpoint: what `log` has written outlives kill -9. A full disk is a UserError.
+    differs from an uninterrupted run's in nothing but time fields. For that, log a step and `sync` before you save
+    its checkpoint: what is logged (in an object store, and synced) outlives kill -9. A full disk is a UserError.
     """
 
     def __init__(
@@ -57,7 +61,8 @@ class Record:
           enabled: False in all processes but one (`jax.process_index() == 0`): no method does anything.
           quiet: print nothing; log.txt is written all the same.
         """
-        self.workdir = Path(workdir)
+        self.workdir = workdir
+        self._local: tempfile.TemporaryDirectory | None = None
         self._resume_step = -1 if resume_step is None else resume_step
         self._total_steps = total_steps
         self._enabled = enabled
@@ -77,13 +82,14 @@ class Record:
             "events": f"events.out.tfevents.{int(start)}.{socket.gethostname()}.{os.getpid()}",
         }
         try:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-            cut_metrics(self.workdir / names["metrics"], self._resume_step)
+            folder = self._folder(names.values())
+            folder.mkdir(parents=True, exist_ok=True)
+            cut_metrics(folder / names["metrics"], self._resume_step)
             for key, name in names.items():
-                self._files[key] = FileIO(self.workdir / name, "a")
+                self._files[key] = FileIO(folder / name, "a")
         except OSError as error:
             self.close()
-            raise _write_error(Path(error.filename or self.workdir), error) from error
+            raise _write_error(error.filename or self.workdir, error) from error
         self._write_event(file_version="brain.Event:2")
         self._write_event(step=self._resume_step + 1, session_log=_restart())
         if not self._quiet and sys.stderr.isatty():
@@ -103,6 +109,29 @@ class Record:
             self._bar.close()
         for file in self._files.values():
             file.close()
+        self.sync()
+        if self._local is not None:
+            self._local.cleanup()
+            self._local = None
+
+    def sync(self) -> None:
+        """Copy the files to where they belong, if they are written elsewhere."""
+        for path in Path(self._local.name).iterdir() if self._local is not None else ():
+            try:
+                (open_path(self.workdir) / path.name).write_bytes(path.read_bytes())
+            except OSError as error:
+                raise _write_error(os.path.join(self.workdir, path.name), error) from error
+
+    def _folder(self, names: Iterable[str]) -> Path:
+        """The local folder to write in, with what an earlier process left of these files."""
+        if not is_remote(self.workdir):
+            return Path(self.workdir)
+        self._local = tempfile.TemporaryDirectory(prefix="hhh_jax_record_")
+        for name in names:
+            earlier = open_path(self.workdir) / name
+            if earlier.exists():
+                Path(self._local.name, name).write_bytes(earlier.read_bytes())
+        return Path(self._local.name)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append `{"step": step, "time": seconds since 1970, **metrics}` to metrics.jsonl, and mirror it.
@@ -147,7 +176,7 @@ class Record:
             while data:  # a disk that is almost full takes a part first
                 data = data[file.write(data) :]
         except OSError as error:
-            raise _write_error(Path(os.fsdecode(file.name)), error) from error
+            raise _write_error(os.fsdecode(file.name), error) from error
 
     def _write_event(self, **fields: Any) -> None:
         # Not tensorboardX's SummaryWriter: its thread dies of a full disk, and the run would wait for it.
@@ -179,11 +208,10 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     A last line without its end, which a killed run left, is no part of the record. Raises UserError, with
     file and line, for any other line that is not a JSON object with a `step`.
     """
-    path = Path(path)
     try:
-        content = path.read_bytes()
+        content = open_path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     return [
         {name: _as_number(value) for name, value in _parse(line, path, number).items()}
         for number, line in enumerate(_whole_lines(content), start=1)
@@ -212,6 +240,12 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
 
     Raises UserError if it cannot be written, for example to a full disk; the old file is then as it was.
     """
+    if is_remote(path):
+        try:
+            open_path(path).write_text(text)  # an object appears when it is whole
+        except OSError as error:
+            raise _write_error(path, error) from error
+        return
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -247,21 +281,23 @@ def jsonable(value: Any) -> Any:
 
 
 def free_space(path: str | os.PathLike[str]) -> str:
-    """The space left on the disk of `path` (which need not exist yet), for people: "1.2 GiB"."""
+    """The space left on the disk of `path` (which need not exist yet), for people: " (1.2 GiB free)"."""
+    if is_remote(path):
+        return ""
     folder = Path(path).absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
         if free >= 1024**power:
-            return f"{free / 1024**power:.1f} {unit}"
-    return f"{free} bytes"
+            return f" ({free / 1024**power:.1f} {unit} free)"
+    return f" ({free} bytes free)"
 
 
-def _write_error(path: Path, error: OSError) -> UserError:
+def _write_error(path: str | os.PathLike[str], error: OSError) -> UserError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    advice = f" ({free_space(path)} free); make room and start again" if full else ""
-    return UserError(f"cannot write {path}: {error.strerror}{advice}")
+    advice = f"{free_space(path)}; make room and start again" if full else ""
+    return UserError(f"cannot write {path}: {error.strerror or error}{advice}")
 
 
 def _sync_folder(path: Path) -> None:
@@ -277,7 +313,7 @@ def _whole_lines(content: bytes) -> list[bytes]:
     return [line + b"\n" for line in content.split(b"\n")[:-1]]  # behind the last newline: a torn line
 
 
-def _parse(line: bytes, path: Path, number: int) -> dict[str, Any]:
+def _parse(line: bytes, path: str | os.PathLike[str], number: int) -> dict[str, Any]:
     try:
         fields = json.loads(line)
     except ValueError as error:

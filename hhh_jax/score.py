@@ -10,7 +10,6 @@ every pair are written as JSON lines; the last line printed is the pair accuracy
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -40,10 +39,11 @@ def score_file(
     """
     import jax
 
-    from hhh_jax import evaluate, run, sharding, stage_data, stats
+    from hhh_jax import evaluate, held_out, run, sharding, stage_data, stats
     from hhh_jax.data import files
+    from hhh_jax.storage import open_path
 
-    workdir = Path(checkpoint)
+    workdir = open_path(checkpoint)
     c, tokenizer = run.load_config(workdir)
     seed = c.seeds[0] if seed is None else seed
     if seed not in c.seeds:
@@ -62,8 +62,8 @@ def score_file(
     scorer = evaluate.Scorer(
         step_config.model, params, 1, mesh, c.eval.rows, c.data.row_length, c.data.slots, tokenizer.pad_id
     )
-    ranker = run.RANKERS[c.objective.name]
-    values_Px2 = evaluate.score_pairs(scorer, tokenized, (run.want(ranker),)).by(ranker)[0]
+    ranker = held_out.RANKERS[c.objective.name]
+    values_Px2 = evaluate.score_pairs(scorer, tokenized, (held_out.want(ranker),)).by(ranker)[0]
     records = [
         {"id": pair.id, "good": float(good), "bad": float(bad)}
         for pair, (good, bad) in zip(tokenized, values_Px2, strict=True)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -14,6 +13,7 @@ from hhh_jax.data.packing import TokenizedPair, tokenize_documents, tokenize_pai
 from hhh_jax.data.records import Counts, Dataset, Document, Pair
 from hhh_jax.data.tokenizer import Tokenizer, train_tokenizer
 from hhh_jax.errors import UserError
+from hhh_jax.storage import open_path
 
 
 class StageData(NamedTuple):
@@ -50,7 +50,7 @@ def stored_tokenizer(c: ml_collections.ConfigDict, source: dict[str, Any] | None
     """The tokenizer of ``data.tokenizer`` or else of the run that this one starts from; None if there is neither."""
     if c.data.tokenizer:
         try:
-            text = Path(c.data.tokenizer).read_text(encoding="utf-8")
+            text = open_path(c.data.tokenizer).read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"config key data.tokenizer: cannot read {c.data.tokenizer}: {error}") from error
         return Tokenizer.from_json(text)

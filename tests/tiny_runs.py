@@ -52,6 +52,17 @@ def tiny(stage: str, source: Path, rung: str = "12k", **settings):
     return c
 
 
+def arguments(c) -> list[str]:
+    """The command-line arguments of `hhh_jax.main` that give a config of `tiny`."""
+    from hhh_jax import config
+
+    there = config.fields(config.parse_arg(f"{c.rung},seeds={len(c.seeds)}", c.stage))
+    changed = {name: value for name, value in config.fields(c).items() if value != there[name]}
+    return [f"--config=configs/{c.stage}.py:{c.rung},seeds={len(c.seeds)}"] + [
+        f"--config.{name}={value}" for name, value in changed.items()
+    ]
+
+
 @pytest.fixture(scope="session")
 def pretrained(corpus, tmp_path_factory) -> Path:
     """Directory of a finished language-model run on `corpus`."""

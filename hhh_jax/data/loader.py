@@ -82,12 +82,44 @@ class DocumentLoader:
         self.documents, self.rows, self.length, self.pad_id = documents, rows, length, pad_id
         self._streams: dict[int, DocumentStream] = {}
 
-    def batch(self, step: int, seeds: Sequence[int]) -> Batch:
-        """The batch of update `step` (from 0) for every seed, ``[G, R, T]``."""
+    def batch(self, step: int, seeds: Sequence[int], rows_N: np.ndarray | None = None) -> Batch:
+        """The batch of update `step` (from 0) for every seed, ``[G, R, T]``; or these rows of it alone, ascending."""
         for seed in seeds:
             if seed not in self._streams:
                 self._streams[seed] = DocumentStream(self.documents, self.length, seed)
-        return stack([self._streams[seed].batch(step * self.rows, self.rows, self.pad_id)[0] for seed in seeds])
+        rows_N = np.arange(self.rows) if rows_N is None else rows_N
+        runs = np.split(rows_N, np.flatnonzero(np.diff(rows_N) > 1) + 1)
+
+        def one(stream: DocumentStream) -> Batch:
+            parts = [stream.batch(step * self.rows + int(run[0]), len(run), self.pad_id)[0] for run in runs]
+            return parts[0] if len(parts) == 1 else jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+
+        return stack([one(self._streams[seed]) for seed in seeds])
+
+
+def batch_rows(
+    loader: Any, step: int, seeds: Sequence[int], rows_of: Callable[[int], np.ndarray]
+) -> tuple[Batch, int, int]:
+    """One process's part of the batch of update `step`.
+
+    Args:
+      loader: any that has ``batch(step, seeds)``.
+      rows_of: of a batch of so many rows, which ones to return, ascending.
+
+    Returns:
+      These rows ``[G, N, T]``; the number of rows ``R`` of the whole batch; how many tokens it has, without padding.
+      Of documents no other rows are made; what is packed is packed as a whole.
+    """
+    if isinstance(loader, DocumentLoader):
+        rows_N = rows_of(loader.rows)
+        batch = loader.batch(step, seeds, rows_N)
+        tokens = int((batch.segment_ids > 0).sum()) * loader.rows // len(rows_N)  # each row has as many
+        return batch, loader.rows, tokens
+    batch = loader.batch(step, seeds)
+    n_rows = batch.tokens.shape[1]
+    rows_N = rows_of(n_rows)
+    tokens = int((batch.segment_ids > 0).sum())
+    return batch if len(rows_N) == n_rows else jax.tree.map(lambda x: x[:, rows_N], batch), n_rows, tokens
 
 
 def evaluation_batches(

@@ -1,0 +1,111 @@
+"""What a run's model makes of held-out data: result rows and item records."""
+
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+from etils import epath
+
+from hhh_jax import evaluate, model, stage_data, train
+from hhh_jax.stage_data import StageData
+from hhh_jax.version import code_version
+
+RANKERS = {"preference": "reward", "imitation": "mean_logp", "lm": "mean_logp"}
+
+
+class Run(NamedTuple):
+    """A run made ready: its config, data, compiled-step config and what follows from them.
+
+    `sha` is its `config_sha`; `started` the monotonic clock less the seconds that earlier processes spent on the run.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: epath.Path
+    data: StageData
+    step_config: train.StepConfig
+    total_steps: int
+    pretrain_seeds: tuple[int, ...]
+    sha: str
+    started: float
+
+
+def want(ranker: str) -> str:
+    """What `evaluate.score_pairs` has to compute for a ranker."""
+    return "reward" if ranker == "reward" else "logp"
+
+
+def make_scorer(this: Run, params: model.Params) -> evaluate.Scorer:
+    """A scorer of the run's seeds under parameters ``[G, ...]``."""
+    c, d = this.config, this.config.data
+    mesh, pad = this.step_config.mesh, this.data.tokenizer.pad_id
+    return evaluate.Scorer(this.step_config.model, params, len(c.seeds), mesh, c.eval.rows, d.row_length, d.slots, pad)
+
+
+def full_row(this: Run, row: dict[str, Any]) -> dict[str, Any]:
+    """A result row with all that the run's config says of it."""
+    c = this.config
+    preference = c.objective.name == "preference"
+    stage = c.stage if c.stage in ("pretrain", "lm_finetune", "pmp") else "finetune"
+    return {
+        "study": c.labels.study, "run": this.workdir.name, "stage": stage, "ladder": c.ladder,
+        "n_layer": c.model.n_layer, "N": model.count_params(this.step_config.model)["n"],
+        "objective": c.objective.name, "init": c.labels.init, "intervention": c.labels.intervention,
+        "lambda": c.objective.lam if preference else "", "mu": c.objective.mu if preference else "", "eoc": "true",
+        "task": this.data.name, "split": "test", "pairs_total": this.data.n_train_pairs or "", "curve": "separate",
+        "pretrain_seed": this.pretrain_seeds[list(c.seeds).index(row["seed"])],
+        "config_sha": this.sha, "data_sha": this.data.sha, "code_version": code_version(),
+    } | row  # fmt: skip
+
+
+def results(this: Run, state: train.State, selections: tuple[str, ...]) -> tuple[list[dict], list[dict]]:
+    """Result rows and item records of the run's own held-out data."""
+    c, rows, items = this.config, [], []
+    seeds = tuple(c.seeds)
+    where = {"task": this.data.name, "split": "test"}
+    if this.data.train_pairs is None:
+        scorer = make_scorer(this, state["params"])
+        logp_GxD, n_D = evaluate.score_documents(scorer, this.data.test)
+        for g, seed in enumerate(seeds):
+            rows.append({"seed": seed, "metric": "loss", "value": -logp_GxD[g].sum() / n_D.sum(), "n_items": len(n_D)})
+            for d, document in enumerate(this.data.test_documents):
+                items.append(where | {
+                    "selection": "final", "seed": seed, "item_id": document.id, "group_id": document.group,
+                    "option": "text", "n_tokens": int(n_D[d]), "n_bytes": len(document.text.encode()),
+                    "logp_sum": float(logp_GxD[g, d]),
+                })  # fmt: skip
+        return [full_row(this, row) for row in rows], items
+    ranker = RANKERS[c.objective.name]
+    scores: evaluate.PairScores | None = None
+    for selection in selections:
+        params = state["best"]["params"] if selection == "best" else state["params"]
+        steps_G = np.asarray(state["best"]["step"]) if selection == "best" else np.full(len(seeds), this.total_steps)
+        if scores is None or (np.asarray(state["best"]["step"]) != this.total_steps).any():  # else they are the same
+            scores = evaluate.score_pairs(make_scorer(this, params), this.data.test, (want(ranker),))
+        for row in evaluate.pair_rows(scores, seeds, selection, (ranker,)):
+            rows.append(row | {"pairs_seen": int(steps_G[seeds.index(row["seed"])]) * c.batch.pairs})
+        items += evaluate.pair_items(scores, this.data.test, seeds, **where, selection=selection)
+    return [full_row(this, row) for row in rows], items
+
+
+def curve_rows(this: Run, state: train.State, step: int) -> list[dict[str, Any]]:
+    """The test set read on the way, for curves within one run; nothing is chosen by it."""
+    ranker = RANKERS[this.config.objective.name]
+    scores = evaluate.score_pairs(make_scorer(this, state["params"]), this.data.test, (want(ranker),))
+    rows = evaluate.pair_rows(scores, this.config.seeds, "final", (ranker,))
+    where = {"curve": "within_run", "pairs_seen": step * this.config.batch.pairs}
+    return [full_row(this, row | where) for row in rows]
+
+
+def untuned_results(this: Run, state: train.State) -> tuple[list[dict], list[dict]]:
+    """The language model as it is, on the test sets of the tasks that `eval.tasks` names."""
+    rows, items = [], []
+    c = this.config
+    for task in c.eval.tasks:
+        data = stage_data.read_pairs(c, task, "test")
+        pairs = stage_data.tokenized_pairs(c, data.records, this.data.tokenizer, data.counts)
+        scores = evaluate.score_pairs(make_scorer(this, state["params"]), pairs, ("logp",))
+        for row in evaluate.pair_rows(scores, tuple(c.seeds), "best", ("mean_logp",)):
+            about = {"objective": "untuned", "task": task, "data_sha": data.sha[:12], "lambda": "", "mu": ""}
+            rows.append(full_row(this, row) | about)
+        items += evaluate.pair_items(scores, pairs, tuple(c.seeds), task=task, split="test", selection="best")
+    return rows, items
