@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from hhh_jax import sharding
+
 P = PartitionSpec
 
 KINDS = ("auto", "plain", "chunked", "splash", "cudnn")
@@ -75,6 +77,14 @@ def choose(kind: str, head_dim: int, dtype: str, n_queries: int, n_keys: int, me
     if platform == "gpu" and dtype == "bfloat16" and head_dim <= 128 and head_dim % 8 == 0 and n_queries > 1:
         return "cudnn"
     return "chunked" if n_queries > 2 * CHUNK else "plain"
+
+
+def visited(kind: str, head_dim: int, dtype: str, length: int, mesh: Mesh | None) -> float:
+    """Share of the scores of a row that the kernel computes, at most: splash leaves out the blocks after the query."""
+    if choose(kind, head_dim, dtype, length, length, mesh) != "splash":
+        return 1.0
+    blocks = length // math.gcd(length, BLOCK)
+    return (blocks + 1) / (2 * blocks)
 
 
 def visibility(queries: Layout, keys: Layout, kind: str = "plain", mesh: Mesh | None = None) -> Visibility:
@@ -146,6 +156,7 @@ def _splash(q_BxTxHxK: jax.Array, k_BxTxHxK: jax.Array, v_BxTxHxK: jax.Array, vi
     runs_BxT = visible.keys.segment_ids * length + visible.keys.branch_ids
     limits = runs_BxT if visible.mask is None else visible.mask
     if mesh is not None and mesh.size > 1:
+        sharding.check_heads(heads, mesh)
         rows, heads_of_rows = P(("data", "fsdp")), P(("data", "fsdp"), "tensor")
         kernel = jax.shard_map(
             kernel, mesh=mesh, in_specs=(*[heads_of_rows] * 3, rows), out_specs=heads_of_rows, check_vma=False

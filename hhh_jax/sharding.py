@@ -78,6 +78,14 @@ def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:
         raise UserError(f"a batch of {rows} rows cannot be divided among {divided}{near}")
 
 
+def check_heads(heads: int, mesh: Mesh) -> None:
+    """Raises UserError, with the nearest mesh that works, if kernels can't have the same number of heads each."""
+    if heads % mesh.shape["tensor"]:
+        near = nearest_mesh(mesh, lambda data, fsdp, tensor: heads % tensor == 0)
+        tensor = mesh.shape["tensor"]
+        raise UserError(f"{heads} attention heads cannot be divided among mesh axis tensor = {tensor}{near}")
+
+
 def nearest_mesh(mesh: Mesh, works: Callable[[int, int, int], bool]) -> str:
     """``; the nearest mesh ...`` of as many devices and as good for the rest as can be seen, or nothing."""
     wanted, n = [mesh.shape[axis] for axis in AXES], mesh.size

@@ -180,7 +180,7 @@ def len_terms(config: StepConfig) -> int:
 
 
 @functools.lru_cache(maxsize=32)
-def compiled_step(config: StepConfig, term_norms: bool) -> Callable[[State, Batch, Any], tuple[State, Metrics]]:
+def compiled_step(config: StepConfig, term_norms: bool) -> jax.stages.Wrapped:
     """``(state [G, ...], batch [G, R, ...], lr [G]) -> (state, metrics [G])``, jitted; donates the state."""
     step = functools.partial(train_step, config, term_norms)
     shardings = sharding.state_shardings(abstract_state(config), config.mesh)

@@ -20,7 +20,7 @@ class Chip(NamedTuple):
       hbm_bandwidth: bytes/s.
       ici_bandwidth: bytes/s that one chip can take in through all its links to its slice; half of "bidirectional".
       ici_axes: dimensions of the torus, with two links each.
-      ring: number of chips from which on a dimension is closed to a ring.
+      ring: a dimension of a multiple of so many chips is closed to a ring; in three dimensions, if all are such.
       dcn_bandwidth: bytes/s that one chip's share of the data center network takes in.
       devices: what JAX counts as devices on one chip.
       options: of the topology's description.
@@ -45,12 +45,13 @@ _CUBES = (
 )  # fmt: skip
 
 CHIPS = {
-    "v4": Chip(275e12, 32 * GIB, 1200e9, 300e9, 3, 4, 3.125e9, 1, {"chip_config_name": "megacore"}, _CUBES),
+    "v4": Chip(275e12, 30.75 * GIB, 1200e9, 300e9, 3, 4, 3.125e9, 1, {"chip_config_name": "megacore"}, _CUBES),
     "v5e": Chip(197e12, 15.75 * GIB, 819e9, 200e9, 2, 16, 3.125e9, 1, {}, _FLAT),
-    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, 3, 4, 6.25e9, 1, {}, _CUBES),
-    "v6e": Chip(918e12, 32 * GIB, 1638e9, 400e9, 2, 16, 12.5e9, 1, {}, _FLAT),
-    "tpu7x": Chip(2307e12, 192 * GIB, 7380e9, 600e9, 3, 4, 12.5e9, 2, {}, _CUBES),
+    "v5p": Chip(459e12, 95.74 * GIB, 2765e9, 600e9, 3, 4, 6.25e9, 1, {}, _CUBES),
+    "v6e": Chip(918e12, 31.25 * GIB, 1638e9, 400e9, 2, 16, 12.5e9, 1, {}, _FLAT),
+    "tpu7x": Chip(2307e12, 189.5 * GIB, 7380e9, 600e9, 3, 4, 12.5e9, 2, {}, _CUBES),
 }
+"""No page gives a v4's share of the data center network; it has the v5e's here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,11 @@ class Topology:
     @property
     def chips(self) -> int:
         return math.prod(self.dims) * self.slices
+
+    def closed(self, axis: int) -> bool:
+        """Whether the ends of a dimension are linked to each other."""
+        dims = self.dims if self.chip.ici_axes == 3 else self.dims[axis : axis + 1]
+        return all(extent % self.chip.ring == 0 for extent in dims)
 
     def __str__(self) -> str:
         return f"{self.name}:{self.size}" + (f" x {self.slices} slices" if self.slices > 1 else "")

@@ -113,9 +113,11 @@ def compile_step(c: ml_collections.ConfigDict, topology: Topology, sizes: Sizes)
         raise OutOfMemory(_bytes_asked_for(str(error))) from error
     parts = _state_bytes(config, state)
     fed = sum(_local_bytes(leaf, sharding.batch_sharding(mesh)) for leaf in jax.tree.leaves(batch))
-    peak = compiled.memory_analysis().peak_memory_in_bytes
+    analysis, text = compiled.memory_analysis(), compiled.as_text()
+    assert analysis is not None and text is not None
+    peak = analysis.peak_memory_in_bytes
     memory = Memory(*parts, fed, peak - sum(parts) - fed)
-    return Compiled(config, rows, memory, hlo.collectives(compiled.as_text()), time.monotonic() - started)
+    return Compiled(config, rows, memory, hlo.collectives(text), time.monotonic() - started)
 
 
 def _local_bytes(leaf: Any, where: Any) -> int:
