@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 USER = 65534
-_GRACE_S = 0.1  # for a process to end by itself, as it does where nobody calls any more
+_GRACE_S = 0.5  # for a process to end by itself, as it does where nobody calls any more
 _NEW_ROOT = "/proc"  # a folder that is everywhere, and that nothing is needed from once the ids are mapped
 
 # From the kernel's headers, as all numbers below.

@@ -18,15 +18,17 @@ Programs cannot start processes or threads, use the network, or import what the 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,11 +95,12 @@ def run_many(
     if not allow_untrusted:
         raise UserError("this runs code that a model wrote, in a sandbox: allow it with --run_untrusted_code")
     require_isolation()
-    pool = concurrent.futures.ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)))
-    try:
-        return list(pool.map(lambda program: _run(program, limits), programs))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with _starter() as start:
+        pool = concurrent.futures.ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)))
+        try:
+            return list(pool.map(lambda program: _run(program, limits, start), programs))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @functools.cache
@@ -106,7 +109,8 @@ def require_isolation() -> None:
     verdict = Verdict("error", "harness", f"{sys.platform}, and it rests on Linux")
     if sys.platform == "linux":
         one = Program("def one(): return 1", "one", "def check(candidate):\n    assert candidate() == 1")
-        verdict = _run(one, _LIMITS)
+        with _starter() as start:
+            verdict = _run(one, _LIMITS, start)
     if verdict.outcome != "passed":
         raise UserError(f"generated code is not run, for it cannot be confined here ({verdict.detail}). {_advice()}")
 
@@ -124,71 +128,96 @@ def _advice() -> str:
     )
 
 
-def _run(program: Program, limits: Limits) -> Verdict:
+class _Process(NamedTuple):
+    """A confined process, for as long as `control` is open; `status` is where it says how it ended."""
+
+    control: int
+    status: int
+
+
+Start = Callable[[dict[str, Any], tuple[int, ...]], _Process]
+
+
+@contextlib.contextmanager
+def _starter() -> Iterator[Start]:
+    """A function that starts a confined process for a job, which gets the descriptors. The interpreter starts once."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-sSP", "-c", f"{_BOOT}; sandbox_roles.main()", _ROOT],
+            stdin=theirs.fileno(),
+            stdout=subprocess.DEVNULL,
+            env={"PYTHONHASHSEED": "0"},  # the order of sets, so that two runs agree
+            cwd="/",
+            start_new_session=True,
+        )
+
+    def start(job: dict[str, Any], fds: tuple[int, ...]) -> _Process:
+        job_end, control = os.pipe()
+        status, status_end = os.pipe()
+        try:
+            socket.send_fds(ours, [b"."], [job_end, status_end, *fds])
+        finally:
+            os.close(job_end)
+            os.close(status_end)
+        with contextlib.suppress(BrokenPipeError), os.fdopen(os.dup(control), "wb") as stream:
+            stream.write(json.dumps(job).encode() + b"\n")
+        return _Process(control, status)
+
+    try:
+        yield start
+    finally:
+        ours.close()
+        os.killpg(process.pid, signal.SIGKILL)  # and any supervisor that is left: what they supervise ends with them
+        process.wait()
+
+
+def _run(program: Program, limits: Limits, start: Start) -> Verdict:
     """A program's verdict. Both its processes have ended by then."""
     calls, answers, reports = os.pipe(), os.pipe(), os.pipe()
-    started: list[subprocess.Popen[bytes]] = []
-    ends: list[_End] = []
+    ours = {*calls, *answers, *reports}
+    code = {"role": "candidate", "limits": limits, "code": program.code, "entry_point": program.entry_point}
+    tests = {**code, "role": "judge", "code": None, "setup": program.setup, "tests": program.tests}
+    processes: list[_Process] = []
     try:
-        code = {"code": program.code, "entry_point": program.entry_point}
-        tests = {"setup": program.setup, "tests": program.tests, "entry_point": program.entry_point}
-        started.append(_start("candidate", code, limits, (calls[0], answers[1])))
-        started.append(_start("judge", tests, limits, (calls[1], answers[0], reports[1])))
-        for fd in (*calls, *answers, reports[1]):
+        processes.append(start(code, (calls[0], answers[1])))
+        processes.append(start(tests, (calls[1], answers[0], reports[1])))
+        for fd in ours - {reports[0]}:
             os.close(fd)
-        said, late = _read(reports[0], limits.wall_s)
+        ours = {reports[0]}
+        said, late = _read(reports[0], _START_S, limits.wall_s)  # the first is when the code starts
+    except OSError as error:
+        return Verdict("error", "harness", f"no process could be started: {error}")
     finally:
-        ends = [_end(process) for process in started]
-        for fd in (*calls, *answers, *reports) if len(started) < 2 else (reports[0],):
+        ends = [_end(process) for process in processes]
+        for fd in ours:
             os.close(fd)
-    return _verdict(said, late, ends[0], ends[1], limits)
+    return _verdict([json.loads(line) for line in said], late, ends[0], ends[1], limits)
 
 
-def _start(role: str, job: dict[str, Any], limits: Limits, fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, "-sSP", "-c", f"{_BOOT}; sandbox_roles.main()", _ROOT],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        pass_fds=fds,
-        env={"PYTHONHASHSEED": "0"},  # the order of sets, so that two runs agree
-        cwd="/",
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    try:
-        process.stdin.write(json.dumps({"role": role, "limits": limits, "fds": fds, **job}).encode() + b"\n")
-        process.stdin.flush()
-    except BrokenPipeError:  # its output says why
-        pass
-    return process
-
-
-def _end(process: subprocess.Popen[bytes]) -> _End:
-    """Ends what a supervisor supervises, and says how it went."""
-    try:
-        output, _ = process.communicate(timeout=_END_S)  # closes its standard input
-    except subprocess.TimeoutExpired:
-        process.kill()  # the kernel ends the process with its supervisor
-        output, _ = process.communicate()
-    *problems, last = output.decode(errors="replace").strip().splitlines() or [""]
+def _end(process: _Process) -> _End:
+    """Ends a confined process, and says how it went."""
+    os.close(process.control)
+    lines, late = _read(process.status, _END_S, _END_S)
+    os.close(process.status)
+    *problems, last = lines or ["it does not end" if late else "its supervisor was killed"]
     try:
         return _End(**json.loads(last), problem=problems[-1] if problems else "")
     except (TypeError, ValueError):
-        return _End(problem=last or f"its supervisor ended with status {process.returncode}")
+        return _End(problem=last)
 
 
-def _read(fd: int, wall_s: float) -> tuple[list[Any], bool]:
-    """The reports of the judge, and whether it was late. Time counts from the start of the program's code."""
-    poll, data, deadline = select.poll(), b"", time.monotonic() + _START_S
+def _read(fd: int, first_s: float, then_s: float) -> tuple[list[str], bool]:
+    """The lines up to the end, and whether that was not reached in time: `then_s` seconds from the first."""
+    poll, data, deadline = select.poll(), b"", time.monotonic() + first_s
     poll.register(fd, select.POLLIN)
     while not (late := not poll.poll(max(0.0, deadline - time.monotonic()) * 1000)):
         if not (more := os.read(fd, 2**16)):
             break
         if not data:
-            deadline = time.monotonic() + wall_s
+            deadline = time.monotonic() + then_s
         data += more
-    return [json.loads(line) for line in data.split(b"\n")[:-1]], late
+    return data.decode(errors="replace").splitlines(), late
 
 
 def _verdict(said: list[Any], late: bool, candidate: _End, judge: _End, limits: Limits) -> Verdict:
@@ -196,21 +225,27 @@ def _verdict(said: list[Any], late: bool, candidate: _End, judge: _End, limits: 
     for name, end in (("program", candidate), ("tests", judge)):
         if end.problem:
             return Verdict("error", "harness", f"the {name} could not be started: {end.problem}"[:300])
-    spent = limits.cpu_s - 0.1
     used_up = Verdict("failed", "timeout", f"{limits.cpu_s} s of CPU time")
     if said and isinstance(said[-1], list):
         verdict = Verdict(*said[-1])
-        if verdict.category != "ended" or candidate.stopped or not candidate.signal:
+        if verdict.category != "ended" or not candidate.signal:
             return verdict
-        if candidate.cpu_s >= spent:
+        if candidate.signal != signal.SIGKILL:
+            return verdict._replace(detail=f"the program crashed: {signal.Signals(candidate.signal).name}")
+        if _out_of_time(candidate, limits):
             return used_up
-        if candidate.signal == signal.SIGKILL:
-            return Verdict("error", "harness", "the kernel killed the program: is memory short?")
-        return verdict._replace(detail=f"the program crashed: {signal.Signals(candidate.signal).name}")
+        if candidate.stopped:
+            return verdict
+        return Verdict("error", "harness", "the kernel killed the program: is memory short?")
     if not said or said[-1] == "testing":
         return Verdict("error", "harness", "the tests did not come to call the function")
-    if max(candidate.cpu_s, judge.cpu_s) >= spent:
+    if _out_of_time(candidate, limits) or _out_of_time(judge, limits):
         return used_up
     if late:
         return Verdict("failed", "timeout", f"{limits.wall_s:g} s")
     return Verdict("failed", "wrong answer", f"the tests ended without a verdict, by signal {judge.signal}")
+
+
+def _out_of_time(end: _End, limits: Limits) -> bool:
+    """Whether the limit on CPU time ended a process. Its time is more exact than what the kernel compares with it."""
+    return end.signal == signal.SIGKILL and end.cpu_s >= limits.cpu_s * (0.95 if end.stopped else 0.5)

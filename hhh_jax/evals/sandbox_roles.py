@@ -13,10 +13,12 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import signal
+import socket
 import sys
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from hhh_jax.evals.confinement import Limits, supervise
 from hhh_jax.evals.plain_values import BadMessage, Heap, receive, send
@@ -25,11 +27,41 @@ _TESTS = "<tests>"
 
 
 def main() -> None:
-    """Reads its job, one line of JSON, and does it in a confined process."""
-    job = json.loads(sys.stdin.buffer.readline())
-    limits = Limits(*job["limits"])
-    roles: dict[str, Callable[..., None]] = {"candidate": candidate, "judge": judge}
-    supervise(lambda: roles[job["role"]](job, limits, *job["fds"]), limits, job["fds"])
+    """Starts a supervisor for each set of descriptors that comes over the socket at standard input, until it closes.
+
+    The first two of a set are the supervisor's standard input and output, the rest its role's. This process reads no
+    job, so the processes that it forks have none in memory but their own.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for supervisors
+    requests = socket.socket(fileno=0)
+    while True:
+        message, fds, _, _ = socket.recv_fds(requests, 1, 16)
+        if not message:
+            return
+        if os.fork() == 0:
+            requests.detach()
+            _supervise_job(fds)
+        for fd in fds:
+            os.close(fd)
+
+
+def _supervise_job(fds: list[int]) -> NoReturn:
+    """Reads a job, one line of JSON, and does it in a confined process. Ends this process."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number, fd in enumerate((fds[0], fds[1], fds[1])):
+        os.dup2(fd, number)
+    os.close(fds[0])
+    os.close(fds[1])
+    try:
+        job = json.loads(sys.stdin.readline())
+        limits = Limits(*job["limits"])
+        roles: dict[str, Callable[..., None]] = {"candidate": candidate, "judge": judge}
+        supervise(lambda: roles[job["role"]](job, limits, *fds[2:]), limits, fds[2:])
+        sys.stdout.flush()
+    except BaseException as error:
+        os.write(1, f"{error}\n".encode())
+    finally:
+        os._exit(0)
 
 
 # ---- the candidate: untrusted from the moment that its code runs ----
@@ -98,7 +130,7 @@ class Remote:
     Attributes:
       calls: how many there were.
       raised: what the last call raised, if it did.
-      verdict: set where no further call can change it.
+      verdict: set where nothing later can change it.
     """
 
     def __init__(self, calls: BinaryIO, answers: BinaryIO, most_bytes: int, report: Callable[[str], None]) -> None:
@@ -127,8 +159,6 @@ class Remote:
 
     def call(self, *arguments: Any, **named: Any) -> Any:
         """Calls the function. Raises what it raised, as a builtin exception, or Failed."""
-        if self.verdict is not None:
-            raise Failed(self.verdict[2])
         heap = Heap(self.classes, strict=True)
         try:
             message = heap.dump((arguments, named))

@@ -132,6 +132,8 @@ def test_what_cannot_be_carried():
         Heap({}, strict=True).dump([len, lambda: 0])
     with pytest.raises(Unsupported, match="Node"):
         Heap({}, strict=True).dump(Node(1))
+    with pytest.raises(Unsupported, match="Node"):
+        Heap({"Node": Node}, strict=True).dump(type("Node", (), {})())
 
     class AlwaysEqual:
         __hash__ = None
