@@ -44,7 +44,7 @@ def score_completions(
     completions: Sequence[Sequence[str]],
     *,
     allow_untrusted: bool,
-    timeout: int = 4,
+    timeout: int = 10,
     workers: int | None = None,
     stop: Sequence[str] = STOP,
 ) -> list[dict[str, Any]]:
