@@ -9,14 +9,17 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AbstractMesh, AxisType
 from jax.test_util import check_grads
 from reference import make_pair, tiny
 
+from hhh_jax import sharding
 from hhh_jax.data.packing import pack_pairs
 from hhh_jax.objectives import (
     Outputs,
     discriminator_loss,
     distillation_kl,
+    logit_chunks,
     make_objective,
     needs_score_head,
     preference_loss,
@@ -213,6 +216,45 @@ def pair_reward(outputs: Outputs, pair: int, side: int) -> float:
     assert batch.tokens[r, last] == reference.EOC
     head = outputs.params["score_head"]
     return float(np.asarray(outputs.hidden_RxTxD[r, last], np.float64) @ np.asarray(head["kernel"]) + head["bias"])
+
+
+# Large logits in chunks
+
+
+def test_how_many_chunks():
+    """The fewest that divide a row and keep rows x tokens x vocabulary x 4 bytes below the limit, on one device."""
+    assert logit_chunks(8, 128, 1024, None) == 1  # the embedded study: 4 MiB
+    assert logit_chunks(1, 8192, 65536, None) == 8  # 2 GiB for one sequence
+    assert logit_chunks(3, 24, 64, None, 4 * 3 * 8 * 64) == 3
+    assert logit_chunks(3, 24, 64, None, 4 * 3 * 8 * 64 - 1) == 4
+    assert logit_chunks(3, 24, 64, None, 1) == 24
+    mesh = AbstractMesh((2, 4, 2), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    assert logit_chunks(64, 8192, 65536, mesh) == logit_chunks(8, 8192, 32768, None) == 32
+
+
+def test_chunks_change_neither_losses_nor_gradients(outputs):
+    """Three chunks of eight tokens, and one of 24, in every objective with logits; by all that the losses depend on."""
+
+    @functools.partial(reference.jit, static_argnums=2)
+    def losses(params, hidden_RxTxD, limit: int):
+        def total(params, hidden_RxTxD):
+            chunked = Outputs(params, hidden_RxTxD, outputs.batch, logit_bytes=limit)
+            assert chunked.chunks == (1 if limit > 10**6 else 3)
+            sums = {
+                name: sum(term.sum(chunked, outputs.batch)[0] for term in make_objective(name).values())
+                for name in ("lm", "imitation", "preference", "distillation")
+            }
+            return sum(weight * sums[name] for weight, name in enumerate(sums, 1)), sums
+
+        (_, sums), gradient = jax.value_and_grad(total, (0, 1), has_aux=True)(params, hidden_RxTxD)
+        return sums, gradient
+
+    (found, gradient), (expected, expected_gradient) = (
+        losses(outputs.params, outputs.hidden_RxTxD, limit) for limit in (4 * R * 8 * V, 10**9)
+    )
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, err_msg=name)
+    reference.assert_trees_close(gradient, expected_gradient, 2e-6)
 
 
 def test_language_modeling_counts_the_whole_good_sequence(outputs):

@@ -77,16 +77,16 @@ def divides(c: ml_collections.ConfigDict, topology: Topology, sizes: Sizes) -> b
     return True
 
 
-def outcome(c: ml_collections.ConfigDict, topology: Topology, sizes: Sizes) -> Outcome:
+def outcome(c: ml_collections.ConfigDict, topology: Topology, sizes: Sizes, quick: bool = False) -> Outcome:
     """Compiles and bounds one step. Raises OutOfMemory, and UserError for a mesh that doesn't divide everything."""
-    step = compile_step(c, topology, sizes)
+    step = compile_step(c, topology, sizes, quick)
     batch = abstract_batch(c, step.rows)
     flops = step_flops(step, batch)
     tokens = math.prod(batch.tokens.shape)
     return Outcome(topology, sizes, step, flops, bound(step, topology, flops, tokens))
 
 
-def best(c: ml_collections.ConfigDict, topology: Topology) -> Outcome:
+def best(c: ml_collections.ConfigDict, topology: Topology, quick: bool = False) -> Outcome:
     """The first of the `candidates` that fits. Raises OutOfMemory, with the least that any of them needs."""
     needed = []
     for sizes in candidates(c, topology):
@@ -95,7 +95,7 @@ def best(c: ml_collections.ConfigDict, topology: Topology) -> Outcome:
             kept = state_bytes(config)
             if kept > device_limit(topology):  # no need to ask the compiler
                 raise OutOfMemory(kept)
-            return outcome(c, topology, sizes)
+            return outcome(c, topology, sizes, quick)
         except OutOfMemory as error:
             needed.append(error.needed)
     raise OutOfMemory(min(needed))
@@ -112,19 +112,19 @@ def smallest(c: ml_collections.ConfigDict, than: Topology) -> Outcome | None:
         topology = Topology(than.name, size, than.slices)
         if topology.chips > than.chips:
             try:
-                return best(c, topology)
+                return best(c, topology, quick=True)
             except (OutOfMemory, UserError):
                 continue
     return None
 
 
 def suggest(c: ml_collections.ConfigDict, topology: Topology) -> Iterator[tuple[Sizes, str, Outcome | OutOfMemory]]:
-    """Every mesh of the first three `candidates` under every remat policy: (mesh, policy, what comes of it)."""
+    """The first three `candidates` under every remat policy, compiled quickly: (mesh, policy, what comes of it)."""
     for sizes in candidates(c, topology)[:3]:
         for remat in REMATS:
             tried = c.copy_and_resolve_references()
             tried.model.remat = remat
             try:
-                yield sizes, remat, outcome(tried, topology, sizes)
+                yield sizes, remat, outcome(tried, topology, sizes, quick=True)
             except OutOfMemory as error:
                 yield sizes, remat, error
