@@ -10,7 +10,7 @@ The tests see copies. Arguments may be changed in place, and shared or returned,
   * hand over functions, open files, or instances of classes other than those that the tests or the prompt define at
     the top level (such a test is an error of the harness, not the program's);
   * take part of an endless generator, or look at what was printed, a function's attributes or a module's state;
-  * have the same object seen by two calls.
+  * have the same object seen by two calls, or see what a call that raised did to its arguments.
 
 Programs cannot start processes or threads, use the network, or import what the standard library lacks.
 """
