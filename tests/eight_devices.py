@@ -1,7 +1,7 @@
 """Run by test_sharding with eight fake devices: each objective on one of them and on meshes of all eight.
 
-Prints JSON lines ``[what, mesh, relative difference of the loss, of the gradient]``; what is the name of an objective,
-or "step" for one whole update of two seeds with two microbatches.
+Prints JSON lines ``[what, case, relative difference of the loss, of the gradient]``; what is the name of an objective,
+"step" for one whole update of two seeds with two microbatches, or "splash" for attention alone, by the TPUs' kernel.
 """
 
 import dataclasses
@@ -10,11 +10,12 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import reference
 from jax.sharding import AxisType, Mesh
 
-from hhh_jax import sharding, train
+from hhh_jax import attention, sharding, train
 
 MODEL = reference.tiny(n_layer=1)
 
@@ -23,15 +24,18 @@ def stacked(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *x: np.stack(x), *trees)
 
 
-def all_objectives(mesh: Mesh, params: Any, batch: Any) -> tuple[np.ndarray, Any]:
+def all_objectives(
+    mesh: Mesh, params: Any, batch: Any, shard_sequence: bool = True, logit_bytes: int = 2**28
+) -> tuple[np.ndarray, Any]:
     """Losses ``[5]`` and gradients ``[5, ...]``, parameters and rows divided as the rules say."""
+    model = dataclasses.replace(MODEL, shard_sequence=shard_sequence)
     shapes = jax.eval_shape(lambda x: x, {"params": params})
     shardings = sharding.state_shardings(shapes, mesh)["params"], sharding.batch_sharding(mesh)
 
     def of_one_seed(params: Any, batch: Any) -> tuple[jax.Array, Any]:
-        return reference.all_objectives(MODEL, *jax.tree.map(lambda x: x[0], (params, batch)))
+        return reference.all_objectives(model, *jax.tree.map(lambda x: x[0], (params, batch)), mesh, logit_bytes)
 
-    losses, gradients = jax.jit(of_one_seed, in_shardings=shardings)(params, batch)
+    losses, gradients = reference.jit(of_one_seed, in_shardings=shardings)(params, batch)
     return np.asarray(losses), jax.tree.map(np.asarray, gradients)
 
 
@@ -45,6 +49,22 @@ def whole_step(mesh: Mesh, params: Any, batch: Any) -> tuple[np.ndarray, Any]:
     if mesh.shape["fsdp"] > 1:
         assert not moments["transformer"]["embedding"].is_fully_replicated
     return np.asarray(metrics["loss"]), jax.tree.map(lambda x: np.asarray(x) / (1 - config.b1), moments)
+
+
+def splash(mesh: Mesh, kind: str) -> tuple[np.ndarray, Any]:
+    """Attention's output and its gradient by the queries on rows of pairs, by the kernel `kind`."""
+    batch = reference.example_batch(8, 10)
+    fields = (batch.segment_ids, batch.branch_ids, batch.positions)
+    layout = attention.Layout(*(np.pad(x, ((0, 0), (0, 128 - x.shape[1]))) for x in fields))
+    q_BxTxHxK, k_BxTxHxK, v_BxTxHxK = np.random.default_rng(0).normal(size=(3, 8, 128, 2, 128)).astype(np.float32)
+
+    def attended(q_BxTxHxK: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y = attention.attend(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, attention.visibility(layout, layout, kind, mesh))
+        y *= (layout.segment_ids > 0)[..., None, None]
+        return (y**2).sum(), y
+
+    gradient, y = reference.jit(jax.grad(attended, has_aux=True))(jnp.asarray(q_BxTxHxK))
+    return np.asarray(y), np.asarray(gradient)
 
 
 def difference(gradient: Any, expected: Any) -> float:
@@ -61,18 +81,21 @@ def main() -> None:
     batches = [reference.example_batch(16, 20, seed) for seed in (0, 1)]
 
     alone = all_objectives(one, stacked(params[:1]), stacked(batches[:1]))
-    for sizes in json.loads(sys.argv[1]):
+    for case, (sizes, options) in json.loads(sys.argv[1]).items():
         mesh = sharding.make_mesh(*sizes)
-        losses, gradients = all_objectives(mesh, stacked(params[:1]), stacked(batches[:1]))
+        losses, gradients = all_objectives(mesh, stacked(params[:1]), stacked(batches[:1]), **options)
         for i, name in enumerate(reference.OBJECTIVES):
             gradient, expected = (jax.tree.map(lambda x, i=i: x[i], tree) for tree in (gradients, alone[1]))
             loss = abs(float(losses[i] / alone[0][i]) - 1)
-            print(json.dumps([name, sizes, loss, difference(gradient, expected)]), flush=True)
+            print(json.dumps([name, case, loss, difference(gradient, expected)]), flush=True)
 
     alone = whole_step(one, stacked(params), stacked(batches))
     losses, gradients = whole_step(sharding.make_mesh(2, 2, 2), stacked(params), stacked(batches))
     loss = float(np.abs(losses / alone[0] - 1).max())
-    print(json.dumps(["step", [2, 2, 2], loss, difference(gradients, alone[1])]), flush=True)
+    print(json.dumps(["step", "2x2x2", loss, difference(gradients, alone[1])]), flush=True)
+
+    found, expected = splash(sharding.make_mesh(2, 2, 2), "splash"), splash(one, "plain")
+    print(json.dumps(["splash", "2x2x2", *map(difference, found, expected)]), flush=True)
 
 
 main()

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from hhh_jax.data.packing import Batch, TokenizedPair, pack_pairs
 from hhh_jax.model import ModelConfig, abstract_params, hidden_states
-from hhh_jax.objectives import Outputs, make_objective
+from hhh_jax.objectives import LOGIT_BYTES, Outputs, make_objective
 from hhh_jax.sharding import make_mesh
 from hhh_jax.train import StepConfig
 
@@ -178,15 +179,18 @@ def example_batch(rows: int, n_pairs: int, seed: int = 0, vocab_size: int = 64) 
 LAM, MU = 0.7, 0.5  # of `preference` here
 
 
-def all_objectives(model: ModelConfig, params: Any, batch: Batch) -> tuple[jax.Array, Any]:
+def all_objectives(
+    model: ModelConfig, params: Any, batch: Batch, mesh: Mesh | None = None, logit_bytes: int = LOGIT_BYTES
+) -> tuple[jax.Array, Any]:
     """Losses ``[5]`` and gradients ``[5, ...]`` of the objectives on a whole batch; to be jitted.
 
     They share the forward pass, and the backward pass is compiled once for all.
     """
 
     def losses_of(params: Any) -> jax.Array:
-        hidden = hidden_states(model, params, batch.tokens, batch.segment_ids, batch.branch_ids, batch.positions)
-        outputs = Outputs(params, hidden, batch)
+        layout = batch.segment_ids, batch.branch_ids, batch.positions
+        hidden = hidden_states(model, params, batch.tokens, *layout, mesh)
+        outputs = Outputs(params, hidden, batch, mesh, logit_bytes)
         objectives = [make_objective(name, LAM, MU).values() for name in OBJECTIVES]
         return jnp.stack(
             [

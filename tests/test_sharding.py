@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,32 @@ def test_a_mesh_that_does_not_divide_a_parameter_is_named():
         sharding.state_shardings(abstract_state(), mesh_of(1, 3, 1))
 
 
+@pytest.mark.parametrize(
+    ("shape", "wanted", "near"),
+    [
+        ((8, 6), (1, 2, 4), (1, 4, 2)),  # 4 doesn't divide 6
+        ((6, 8), (1, 8, 1), (1, 2, 4)),
+        ((8, 3), (1, 1, 8), (1, 8, 1)),
+        ((7, 3), (1, 4, 2), (8, 1, 1)),
+    ],
+)
+def test_the_nearest_mesh_that_works_is_named(shape, wanted, near):
+    state = {"params": {"lm_head": {"kernel": jax.ShapeDtypeStruct((1, *shape), np.float32)}}}
+    message = rf"lm_head/kernel of shape \(1, .*; the nearest mesh that works is .* = {re.escape(str(near))}$"
+    with pytest.raises(UserError, match=message):
+        sharding.state_shardings(state, mesh_of(*wanted))
+    sharding.state_shardings(state, mesh_of(*near))
+
+
+def test_rows_and_heads_that_a_mesh_does_not_divide():
+    sharding.check_rows(64, 2, mesh_of(2, 16, 8))
+    with pytest.raises(UserError, match=r"64 rows .* data x fsdp = 64 times 2 microbatches; .* = \(1, 32, 8\)$"):
+        sharding.check_rows(64, 2, mesh_of(2, 32, 4))
+    sharding.check_heads(6, mesh_of(4, 1, 2))
+    with pytest.raises(UserError, match=r"6 attention heads .* tensor = 4; .* = \(1, 4, 2\)$"):
+        sharding.check_heads(6, mesh_of(1, 2, 4))
+
+
 def test_meshes():
     assert sharding.make_mesh().shape == {"data": len(jax.devices()), "fsdp": 1, "tensor": 1}
     assert sharding.make_mesh(1, -1, 1).axis_types == (AxisType.Auto,) * 3
@@ -86,16 +113,24 @@ def test_meshes():
 
 # Eight devices
 
-MESHES = [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 1, 8)]
+CASES = {
+    "8x1x1": ((8, 1, 1), {}),
+    "1x8x1": ((1, 8, 1), {}),
+    "1x1x8": ((1, 1, 8), {}),
+    "2x2x2": ((2, 2, 2), {}),
+    "2x2x2, whole residuals": ((2, 2, 2), {"shard_sequence": False}),
+    "1x4x2, logits in chunks": ((1, 4, 2), {"logit_bytes": 4 * 4 * 8 * 32}),
+}
+"""Meshes (data, fsdp, tensor) and options. Where tensor is above 1, residuals are divided along tokens."""
 
 
 @pytest.fixture(scope="module")
 def differences() -> dict:
-    """``{(objective, mesh): relative differences of loss and gradient}``."""
+    """``{(what, case): relative differences of loss and gradient}``."""
     quick = (f"--{flag}={value}" for flag, value in reference.QUICK_TO_COMPILE.items())
     flags = " ".join(["--xla_force_host_platform_device_count=8", *quick])
     done = subprocess.run(
-        [sys.executable, HERE / "eight_devices.py", json.dumps(MESHES)],
+        [sys.executable, HERE / "eight_devices.py", json.dumps(CASES)],
         env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(HERE.parent)},
         check=False,
         capture_output=True,
@@ -103,16 +138,21 @@ def differences() -> dict:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     lines = (json.loads(line) for line in done.stdout.splitlines())
-    return {(name, tuple(sizes)): rest for name, sizes, *rest in lines}
+    return {(what, case): rest for what, case, *rest in lines}
 
 
-@pytest.mark.parametrize("sizes", MESHES)
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("objective", reference.OBJECTIVES)
-def test_eight_devices_equal_one(differences, objective, sizes):
-    loss, gradient = differences[objective, sizes]
+def test_eight_devices_equal_one(differences, objective, case):
+    loss, gradient = differences[objective, case]
     assert loss < 1e-6 and gradient < 1e-5
 
 
 def test_a_step_of_two_seeds_and_two_microbatches_on_eight_devices_equals_one(differences):
-    loss, gradient = differences["step", (2, 2, 2)]
+    loss, gradient = differences["step", "2x2x2"]
     assert loss < 1e-6 and gradient < 1e-5
+
+
+def test_splash_on_its_own_rows_and_heads_equals_plain_attention(differences):
+    output, gradient = differences["splash", "2x2x2"]
+    assert output < 1e-5 and gradient < 1e-5
