@@ -210,6 +210,11 @@ def needs_score_head(name: str) -> bool:
     return name in ("preference", "discriminator")
 
 
+def needs_lm_head(name: str, mu: float) -> bool:
+    """Whether a term of this objective reads the next-token logits; `mu` belongs to ``preference``."""
+    return name != "discriminator" and (name != "preference" or mu > 0)
+
+
 def make_objective(name: str, lam: float = 1.0, mu: float = 1.0) -> Objective:
     """The objective of a config's ``objective`` section; ``lam`` and ``mu`` belong to ``preference``."""
     if name == "preference":

@@ -102,6 +102,12 @@ def batch_loss(
     return terms, metrics
 
 
+def trained_params(config: StepConfig, params: Params) -> Params:
+    """The parameters that the objective reads; a head that it doesn't read has neither gradients nor moments."""
+    read = objectives.needs_lm_head(config.objective, config.mu)
+    return {name: tree for name, tree in params.items() if name != "lm_head" or read}
+
+
 def batch_gradients(
     config: StepConfig, params: Params, batch: Batch, apart: bool
 ) -> tuple[dict[str, Params], dict[str, jax.Array], Metrics]:
@@ -111,19 +117,19 @@ def batch_gradients(
       apart: whether to take each term's gradient by itself, which costs one backward pass a term.
 
     Returns:
-      ``{"loss": gradient}``, or ``{term: gradient}`` if ``apart``; the terms; the metrics.
+      ``{"loss": gradient}``, or ``{term: gradient}`` if ``apart``, of `trained_params`; the terms; the metrics.
     """
     objective = objectives.make_objective(config.objective, config.lam, config.mu)
     weights = {name: jnp.maximum(term.weight(batch), 1.0) for name, term in objective.items()}
     chosen = {name: (name,) for name in objective} if apart else {"loss": tuple(objective)}
 
     def gradients(micro: Batch) -> tuple[dict[str, Params], dict[str, jax.Array], Metrics]:
-        def loss(params: Params) -> tuple[dict[str, jax.Array], tuple[dict[str, jax.Array], Metrics]]:
-            terms, metrics = batch_loss(config, params, micro, weights)
+        def loss(trained: Params) -> tuple[dict[str, jax.Array], tuple[dict[str, jax.Array], Metrics]]:
+            terms, metrics = batch_loss(config, params | trained, micro, weights)
             losses = {key: sum((terms[name] for name in names), jnp.float32(0)) for key, names in chosen.items()}
             return losses, (terms, metrics)
 
-        losses, pullback, (terms, metrics) = jax.vjp(loss, params, has_aux=True)
+        losses, pullback, (terms, metrics) = jax.vjp(loss, trained_params(config, params), has_aux=True)
         one = {key: {k: jnp.float32(k == key) for k in losses} for key in losses}
         return {key: pullback(one[key])[0] for key in losses}, terms, metrics
 
@@ -170,8 +176,8 @@ def train_step(
         updates, opt_state = config.optimizer().update(total, opt_state, params)
         return jax.tree.map(lambda p, u: p + lr * u, params, updates), opt_state
 
-    params, opt_state = update(total, state["opt_state"], state["params"], lr_G)
-    return state | {"params": params, "opt_state": opt_state}, metrics
+    trained, opt_state = update(total, state["opt_state"], trained_params(config, state["params"]), lr_G)
+    return state | {"params": state["params"] | trained, "opt_state": opt_state}, metrics
 
 
 def len_terms(config: StepConfig) -> int:
@@ -201,7 +207,7 @@ def new_state(config: StepConfig, key: jax.Array) -> State:
 
 def state_of(config: StepConfig, params: Params) -> State:
     """One seed's state before the first update of ``params``."""
-    state: State = {"params": params, "opt_state": config.optimizer().init(params)}
+    state: State = {"params": params, "opt_state": config.optimizer().init(trained_params(config, params))}
     if config.select:
         state["best"] = {"params": params, "value": jnp.float32(-jnp.inf), "step": jnp.int32(0)}
     return state

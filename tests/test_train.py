@@ -167,6 +167,21 @@ def test_a_planted_ranking_is_found_and_shuffled_labels_give_chance(loaders, sta
     assert abs(accuracy[1][1].mean() - 0.5) < 0.06  # four standard deviations of 1000 coins
 
 
+def test_a_head_that_the_objective_does_not_read_stays_and_has_no_moments():
+    batch = example_batch(4, 4)
+    for config in (step_config("preference", tiny(), mu=0.0), step_config("discriminator", tiny())):
+        state = train.init_state(config, (0,))
+        before = jax.tree.map(np.array, state["params"])
+        moments = state["opt_state"][1].mu
+        assert moments.keys() == {"transformer", "score_head"}
+        after, _ = update(config, state, jax.tree.map(lambda x: x[None], batch), np.full(1, 0.1, np.float32))
+        assert_trees_close(after["params"]["lm_head"], before["lm_head"], 0)
+        for name in moments:
+            assert not np.array_equal(jax.tree.leaves(after["params"][name])[-1], jax.tree.leaves(before[name])[-1])
+    read = train.init_state(step_config("preference", tiny(), mu=0.1), (0,))
+    assert read["opt_state"][1].mu.keys() == {"transformer", "score_head", "lm_head"}
+
+
 # States
 
 
