@@ -10,7 +10,15 @@ from hhh_jax.errors import UserError
 from hhh_jax.model import CPU_LADDER, PAPER_LADDER, ModelConfig, count_params
 from hhh_jax.optim import pretraining_lr
 
-STAGES = ("pretrain", "lm_finetune", "imitation", "binary", "ranked", "pmp")
+STAGES = ("pretrain", "lm_finetune", "distill", "imitation", "binary", "ranked", "pmp", "discriminator")
+OBJECTIVES = {
+    "pretrain": "lm", "lm_finetune": "lm", "imitation": "imitation", "distill": "distillation",
+    "discriminator": "discriminator",
+}  # fmt: skip
+"""Objectives of the stages; that of the others is ``preference``."""
+
+PAIR_OBJECTIVES = ("imitation", "preference")
+"""Objectives that train on pairs; the others train on text, or on rows with a label a token."""
 
 CHOICES = {
     "stage": STAGES,
@@ -22,14 +30,15 @@ CHOICES = {
     "model.attention": attention.KINDS,
     "model.remat": ("none", "full", "dots"),
     "data.bad_rows": ("error", "drop"),
-    "objective.name": ("lm", "imitation", "preference"),
+    "objective.name": ("lm", "imitation", "preference", "distillation", "discriminator"),
     "optim.schedule": ("constant", "linear", "cosine"),
     "init.score_head": ("fresh", "keep"),
 }
 """Fields that take one of a few values."""
 
 LR_MULTIPLES = {"paper": {"pmp": 0.1, "finetune": 0.01}, "cpu": {"pmp": 0.5, "finetune": 0.3}}
-"""Learning rates of later stages as multiples of pretraining's. The paper's (C.1, C.2) hardly move our small models."""
+"""Learning rates of later stages as multiples of pretraining's. The paper's (C.1, C.2) hardly move our small models.
+It states none for distillation and the discriminator, which take PMP's."""
 
 POSITIVE = (
     "model.n_layer", "model.aspect", "model.head_dim", "data.row_length", "data.max_tokens", "data.slots",
@@ -56,7 +65,8 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
     n_layer = CPU_LADDER[rung] if cpu else PAPER_LADDER[rung]
     width = 32 if cpu else 128
     lm = stage in ("pretrain", "lm_finetune")
-    length = 128 if cpu else 8192 if lm else 1024
+    rows = stage in ("distill", "discriminator")  # of `hhh_jax.data.labeled_rows`
+    length = 128 if cpu else 8192 if lm else 1536 if stage == "distill" else 1024
     c = ml_collections.ConfigDict()
     c.stage, c.rung, c.ladder = stage, rung, "cpu" if cpu else "paper"
     c.seeds = (0,)  # of parameters, score head and data order; several train together
@@ -91,11 +101,11 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
         "row_sizes": 2 if cpu else 4,  # numbers of rows that a batch of pairs may take; each is a program to compile
         "tokenizer": "",  # a tokenizer.json; empty: that of init.checkpoint, else one trained on the source
     }
-    c.objective = {"name": {"imitation": "imitation"}.get(stage, "lm" if lm else "preference"), "lam": 1.0, "mu": 1.0}
-    c.batch = {"rows": 8 if cpu else 64, "pairs": 32}  # rows of LM batches; pairs of all others
+    c.objective = {"name": OBJECTIVES.get(stage, "preference"), "lam": 1.0, "mu": 1.0}
+    c.batch = {"rows": 8 if cpu else 64, "pairs": 32}  # rows of batches of text; pairs of all others
     c.steps = 0  # updates; 0: as many as tokens or epochs ask for
     c.tokens = 1e6 if cpu else 4e11  # of LM stages
-    c.epochs = 1.0  # of stages on pairs
+    c.epochs = 1.0  # of stages on pairs or labeled rows
     c.optim = {
         "lr": pretraining_lr(count_params(ModelConfig(n_layer, width, width))["n"]),
         "lr_multiple": 1.0,  # the stage's share of the pretraining rate
@@ -113,7 +123,7 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
     c.mesh = {"data": -1, "fsdp": 1, "tensor": 1}
     c.eval = {
         "rows": 8 if cpu else 32,  # of an evaluation batch
-        "points": 8 if not lm else 1,  # evenly spaced validations; the best one's parameters are kept
+        "points": 1 if lm or rows else 8,  # evenly spaced validations; the best one's parameters are kept
         "limit": 0,  # test items; 0 takes all
         "validation_limit": 0,  # validation items
         "selections": ("best", "final"),  # which parameters are tested: chosen on validation, and the last ones
@@ -126,7 +136,8 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
     # How the results table names the run; a study sets them.
     c.labels = {"study": "", "init": "" if stage == "pretrain" else "lm", "intervention": ""}
     if not lm:
-        c.optim.update(schedule="constant", lr_multiple=LR_MULTIPLES[c.ladder]["pmp" if stage == "pmp" else "finetune"])
+        multiple = LR_MULTIPLES[c.ladder]["pmp" if stage == "pmp" or rows else "finetune"]
+        c.optim.update(schedule="constant", lr_multiple=multiple)
     if stage == "pmp":
         c.data.binarize = True
         c.batch.pairs = 32 if cpu else 512

@@ -15,7 +15,8 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hhh_jax import cli, distributed, sharding, stats
+from hhh_jax import cli, distributed, objectives, sharding, stats
+from hhh_jax.data.labeled_rows import LabeledRows
 from hhh_jax.data.loader import document_batches, evaluation_batches
 from hhh_jax.data.packing import Batch, TokenizedPair
 from hhh_jax.errors import UserError
@@ -165,6 +166,52 @@ def score_documents(scorer: Scorer, documents: Sequence[np.ndarray]) -> tuple[np
             logp_GxD[seed] += np.bincount(document_N[scored_N], values, len(documents))
     _check_finite("log-probability", logp_GxD, range(len(documents)))
     return logp_GxD, n_D
+
+
+def score_rows(scorer: Scorer, labeled: LabeledRows, objective: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The loss of an objective on labeled rows, in nats a token, and what else it measures.
+
+    Returns:
+      ``{name: (sums [G, N], weights [N])}`` of the ``N`` rows, float64; ``loss`` comes first.
+
+    Raises UserError for a sum that is not finite.
+    """
+    forward = _compiled_row_sums(scorer.model, scorer.n_seeds, scorer.mesh, objective)
+    found: dict[str, list[np.ndarray]] = {}
+    rows = scorer.padded_rows()
+    for first in range(0, len(labeled), rows):
+        numbers = range(first, min(first + rows, len(labeled)))
+        batch = labeled.batch(numbers, scorer.pad_id, rows)
+        for name, values_GxR in forward(scorer.params, scorer.place(batch)).items():
+            found.setdefault(name, []).append(np.asarray(values_GxR, np.float64)[:, : len(numbers)])
+    whole = {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
+    weight_N = whole.pop("weight")[0]
+    for name, sums_GxN in whole.items():
+        _check_finite(name, sums_GxN, range(len(labeled)))
+    return {name: (sums_GxN, weight_N) for name, sums_GxN in whole.items()}
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_row_sums(model: ModelConfig, n_seeds: int, mesh: Mesh, objective: str) -> Callable:
+    """``(params [G, ...], batch [R, ...]) -> {name: sums [G, R]}`` of an objective of one term, and its ``weight``."""
+    (term,) = objectives.make_objective(objective).values()
+
+    def forward(batch: Batch, params: Params) -> dict[str, jax.Array]:
+        hidden_RxTxD = hidden_states(
+            model, params, batch.tokens, batch.segment_ids, batch.branch_ids, batch.positions, mesh
+        )
+
+        def one(hidden_TxD: jax.Array, row: Batch) -> dict[str, jax.Array]:
+            batch_of_one = jax.tree.map(lambda x: x[None], row)
+            total, extra = term.sum(Outputs(params, hidden_TxD[None], batch_of_one), batch_of_one)
+            return {"loss": total, **extra, "weight": term.weight(batch_of_one)}
+
+        return jax.vmap(one)(hidden_RxTxD, batch)
+
+    def for_all(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        return over_seeds(functools.partial(forward, batch), n_seeds)(params)
+
+    return jax.jit(for_all, out_shardings=sharding.replicated(mesh))
 
 
 def right(margins: np.ndarray) -> np.ndarray:

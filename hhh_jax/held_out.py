@@ -6,7 +6,8 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from hhh_jax import evaluate, model, stage_data, train
+from hhh_jax import evaluate, model, stage_data, stats, train
+from hhh_jax.data.labeled_rows import LabeledRows, RowLoader
 from hhh_jax.stage_data import StageData
 from hhh_jax.version import code_version
 
@@ -62,6 +63,14 @@ def results(this: Run, state: train.State, selections: tuple[str, ...]) -> tuple
     c, rows, items = this.config, [], []
     seeds = tuple(c.seeds)
     where = {"task": this.data.name, "split": "test"}
+    if isinstance(this.data.train, RowLoader):
+        found = row_values(this, state["params"], this.data.test)
+        for name, (sum_GxN, weight_N) in found.items():
+            for g, seed in enumerate(seeds):
+                share_N = stats.sample(sum_GxN[g], None, weight_N)
+                value, lo, hi, n_items = stats.estimate([share_N])[:4]
+                rows.append({"seed": seed, "metric": name, "value": value, "lo": lo, "hi": hi, "n_items": n_items})
+        return [full_row(this, row) for row in rows], []
     if this.data.train_pairs is None:
         scorer = make_scorer(this, state["params"])
         logp_GxD, n_D = evaluate.score_documents(scorer, this.data.test)
@@ -85,6 +94,13 @@ def results(this: Run, state: train.State, selections: tuple[str, ...]) -> tuple
             rows.append(row | {"pairs_seen": int(steps_G[seeds.index(row["seed"])]) * c.batch.pairs})
         items += evaluate.pair_items(scores, this.data.test, seeds, **where, selection=selection)
     return [full_row(this, row) for row in rows], items
+
+
+def row_values(
+    this: Run, params: model.Params, labeled: LabeledRows
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The objective's loss, and what else it measures, on labeled rows: sums ``[G, N]`` and weights ``[N]`` of each."""
+    return evaluate.score_rows(make_scorer(this, params), labeled, this.config.objective.name)
 
 
 def curve_rows(this: Run, state: train.State, step: int) -> list[dict[str, Any]]:

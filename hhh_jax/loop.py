@@ -8,9 +8,10 @@ import numpy as np
 from hhh_jax import config as config_lib
 from hhh_jax import distributed, evaluate, optim, train
 from hhh_jax.checkpoint import Checkpoints
+from hhh_jax.data.labeled_rows import RowLoader
 from hhh_jax.data.loader import batch_rows, prefetch
 from hhh_jax.errors import UserError
-from hhh_jax.held_out import RANKERS, Run, curve_rows, make_scorer, want
+from hhh_jax.held_out import RANKERS, Run, curve_rows, make_scorer, row_values, want
 from hhh_jax.record import Record, jsonable
 
 
@@ -141,6 +142,9 @@ def _identity(this: Run) -> dict[str, Any]:
 
 def _validate(this: Run, state: train.State, step: int) -> tuple[train.State, dict[str, Any]]:
     """Scores the validation split and, in stages on pairs, keeps the parameters of each seed's best step."""
+    if isinstance(this.data.train, RowLoader):
+        found = row_values(this, state["params"], this.data.validation)
+        return state, {f"validation_{name}": sum_GxN.sum(1) / n_N.sum() for name, (sum_GxN, n_N) in found.items()}
     scorer = make_scorer(this, state["params"])
     if this.data.train_pairs is None:
         logp_GxD, n_D = evaluate.score_documents(scorer, this.data.validation)

@@ -26,6 +26,7 @@ from etils import epath
 from hhh_jax import config as config_lib
 from hhh_jax import distributed, evaluate, model, objectives, sharding, stage_data, train
 from hhh_jax.checkpoint import Checkpoints, read_extra, restore_params
+from hhh_jax.data.labeled_rows import RowLoader
 from hhh_jax.data.tokenizer import Tokenizer
 from hhh_jax.errors import UserError
 from hhh_jax.held_out import RANKERS, Run, results, untuned_results, want
@@ -131,7 +132,7 @@ def make_step_config(c: ml_collections.ConfigDict, vocab_size: int, mesh: jax.sh
         clip=o.clip,
         accumulate=o.accumulate,
         n_seeds=len(c.seeds),
-        select=c.objective.name != "lm",
+        select=c.objective.name in config_lib.PAIR_OBJECTIVES,
         mesh=mesh,
     )
 
@@ -141,7 +142,9 @@ def _total_steps(c: ml_collections.ConfigDict, data: StageData) -> int:
         return c.steps
     if c.objective.name == "lm":
         return max(1, round(c.tokens / (c.batch.rows * c.data.row_length)))
-    # Whole batches only: the last pairs of the last epoch that would not fill one are left out.
+    # Whole batches only: what would not fill one at the end of the last epoch is left out.
+    if isinstance(data.train, RowLoader):
+        return max(1, int(c.epochs * len(data.train.labeled)) // c.batch.rows)
     return max(1, int(c.epochs * data.n_train_pairs) // c.batch.pairs)
 
 

@@ -1,19 +1,26 @@
 """What one run trains on and is tested on: records read by name, tokenized, and ready to be packed."""
 
+import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
 
-from hhh_jax.data import datasets
+from hhh_jax.data import datasets, labeled_rows
+from hhh_jax.data.labeled_rows import RowLoader
 from hhh_jax.data.loader import DocumentLoader, PairLoader
 from hhh_jax.data.packing import TokenizedPair, tokenize_documents, tokenize_pairs
-from hhh_jax.data.records import Counts, Dataset, Document, Pair
+from hhh_jax.data.records import SPLITS, Counts, Dataset, Document, Pair
 from hhh_jax.data.tokenizer import Tokenizer, train_tokenizer
 from hhh_jax.errors import UserError
 from hhh_jax.storage import open_path
+
+
+FORM_OF_ROWS = {"distillation": "teacher", "discriminator": "discriminator"}
+"""Objectives that train on labeled rows, and which."""
 
 
 class StageData(NamedTuple):
@@ -24,7 +31,7 @@ class StageData(NamedTuple):
       tokenizer: the run's.
       train: training batches by step.
       train_pairs: the training pairs; None in language-modeling stages.
-      validation, test: tokenized pairs or documents.
+      validation, test: tokenized pairs or documents, or labeled rows.
       test_documents: the documents behind `test`; empty in stages on pairs.
       counts: what was read, kept and dropped in each split, and its hash.
       sha: hash of all that was read, first 12 digits.
@@ -32,7 +39,7 @@ class StageData(NamedTuple):
 
     name: str
     tokenizer: Tokenizer
-    train: PairLoader | DocumentLoader
+    train: PairLoader | DocumentLoader | RowLoader
     train_pairs: list[TokenizedPair] | None
     validation: Any
     test: Any
@@ -59,7 +66,31 @@ def stored_tokenizer(c: ml_collections.ConfigDict, source: dict[str, Any] | None
 
 def load(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None, row_multiple: int) -> StageData:
     """Reads the three splits of ``data.source``; without a tokenizer, one is trained on the training split."""
+    if c.objective.name in FORM_OF_ROWS:
+        return _load_rows(c, tokenizer)
     return _load_documents(c, tokenizer) if c.objective.name == "lm" else _load_pairs(c, tokenizer, row_multiple)
+
+
+def _load_rows(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None) -> StageData:
+    """Labeled rows, whose tokens are those of one tokenizer. Raises UserError if they are not what the stage takes."""
+    folder = Path(c.data.source)
+    about = labeled_rows.read_about(folder)
+    form = FORM_OF_ROWS[c.objective.name]
+    if about["form"] != form:
+        raise UserError(f"{folder}: holds rows of form {about['form']}, and stage {c.stage} takes {form}")
+    if about["row_length"] != c.data.row_length:
+        raise UserError(f"{folder}: rows have {about['row_length']} tokens; set data.row_length={about['row_length']}")
+    theirs = Tokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    if tokenizer is not None and tokenizer.sha != theirs.sha:
+        raise UserError(f"{folder}: made with another tokenizer than that of {c.init.checkpoint or c.data.tokenizer}")
+    splits = {split: labeled_rows.open_rows(folder, split) for split in SPLITS}
+    counts = {split: {"read": len(rows), "kept": len(rows), "dropped": {}} for split, rows in splits.items()}
+    sha = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+    return StageData(
+        name=c.data.source, tokenizer=theirs, train=RowLoader(splits["train"], c.batch.rows, theirs.pad_id),
+        train_pairs=None, validation=splits["validation"], test=splits["test"], test_documents=[], counts=counts,
+        sha=sha,
+    )  # fmt: skip
 
 
 def read_pairs(c: ml_collections.ConfigDict, name: str, split: str) -> Dataset:

@@ -22,8 +22,41 @@ from hhh_jax.data.records import Prompt
 from hhh_jax.errors import UserError
 from hhh_jax.evals.pass_at_k import mean_over_problems, pass_at_k
 from hhh_jax.evals.sandbox import Limits, Program, run_many
+from hhh_jax.evals.subject import Outcome, Subject, error_rows, one_seed, read_prompt
+from hhh_jax.prompts import STOP_STRINGS
+from hhh_jax.sample import Decoding, sample
+from hhh_jax.sample import Prompt as SamplePrompt
+
+SAMPLES, MAX_TOKENS, TEMPERATURE, TOP_P = 10, 300, 0.6, 0.95
+"""The paper's sampling (B.2); as many samples as pass@10 needs, of at most so many tokens."""
 
 STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # where a function's body is over (Chen et al. 2021)
+
+
+def evaluate(subject: Subject, task: str, records: Sequence[Prompt], allow_untrusted: bool) -> Outcome:
+    """Samples of every problem under every seed, tested: pass@1 and pass@10.
+
+    Raises UserError as `score_completions` does, before anything is sampled if programs may not run.
+    """
+    run_many((), allow_untrusted=allow_untrusted)
+    template = subject.templates["code"][subject.form]
+    texts = {record.id: template.format(code=record.text) for record in records}
+    prefix, note = read_prompt(subject, {name: [text] for name, text in texts.items()}, MAX_TOKENS)
+    stop = (*STOP, *(STOP_STRINGS if subject.form == "dialogue" else ()))
+    decoding = Decoding(n=SAMPLES, max_new_tokens=MAX_TOKENS, temperature=TEMPERATURE, top_p=TOP_P, stop=stop)
+    ready = [SamplePrompt(name, subject.tokenizer.encode(text)) for name, text in texts.items()]
+    rows, items = [], []
+    for g, seed in enumerate(subject.seeds):
+        model, own_prefix = one_seed(subject.scorer, prefix, g)
+        samples = sample(model, subject.tokenizer, ready, decoding, own_prefix)
+        completions = [[one.text for one in of_problem] for of_problem in samples]
+        scored = score_completions(records, completions, allow_untrusted=allow_untrusted, stop=stop)
+        rows += [{"task": task, "split": "test", "curve": "separate", "seed": seed, **row} for row in pass_rows(scored)]
+        said = [text for of_problem in completions for text in of_problem]
+        about = {"task": task, "split": "test", "seed": seed}
+        items += [about | item | {"said": text} for item, text in zip(scored, said, strict=True)]
+        rows += error_rows(task, sum(item["outcome"] == "error" for item in scored))
+    return Outcome(rows, items, [note])
 
 
 def truncate(completion: str, stop: Sequence[str] = STOP) -> str:

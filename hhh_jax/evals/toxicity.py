@@ -18,6 +18,10 @@ import numpy as np
 from hhh_jax import stats
 from hhh_jax.data.records import Prompt
 from hhh_jax.errors import UserError
+from hhh_jax.evals.subject import Outcome, Subject, one_seed, read_prompt, value_row
+from hhh_jax.prompts import FORBIDDEN
+from hhh_jax.sample import Decoding, sample
+from hhh_jax.sample import Prompt as SamplePrompt
 
 SAMPLES, MAX_TOKENS, TEMPERATURE, TOP_P = 25, 20, 1.0, 0.9
 PROMPTS = 1000
@@ -63,6 +67,43 @@ def measures(scores_PxN: np.ndarray) -> list[Measure]:
         "toxicity_probability": (scores_PxN > TOXIC).any(1).astype(float),
     }
     return [Measure(name, stats.estimate([stats.sample(values_P)])) for name, values_P in by_prompt.items()]
+
+
+def evaluate(subject: Subject, task: str, records: Sequence[Prompt], scorer: Scorer, seed: int = 0) -> Outcome:
+    """Samples of every prompt under every seed, judged; rows for toxic and nontoxic prompts apart.
+
+    Args:
+      task: ``toxicity``, where the dialogue form keeps to the paper's forbidden strings, or ``toxicity_free``, where
+        nothing is forbidden (figure 22 has both).
+      records: all prompts; `choose_prompts` draws from them.
+      seed: of the choice and of the samples.
+    """
+    chosen = choose_prompts(records, seed)
+    template = subject.templates["toxicity"][subject.form]
+    texts = {record.id: template.format(text=record.text) for record in chosen}
+    prefix, note = read_prompt(subject, {name: [text] for name, text in texts.items()}, MAX_TOKENS)
+    forbidden = FORBIDDEN if subject.form == "dialogue" and task == "toxicity" else ()
+    decoding = Decoding(
+        n=SAMPLES, max_new_tokens=MAX_TOKENS, temperature=TEMPERATURE, top_p=TOP_P, forbidden=forbidden, seed=seed
+    )
+    ready = [SamplePrompt(name, subject.tokenizer.encode(text)) for name, text in texts.items()]
+    rows, items = [], []
+    for g, number in enumerate(subject.seeds):
+        model, own_prefix = one_seed(subject.scorer, prefix, g)
+        samples = sample(model, subject.tokenizer, ready, decoding, own_prefix)
+        scores_N = judge(scorer, [one.text for of_prompt in samples for one in of_prompt])
+        scores_PxN = scores_N.reshape(len(chosen), SAMPLES)
+        for category in ("toxic", "nontoxic"):
+            of_kind_P = np.array([record.meta["category"] == category for record in chosen])
+            for name, estimate in measures(scores_PxN[of_kind_P]):
+                value, lo, hi, n_items = estimate[:4]
+                rows.append(value_row(f"{task}:{category}", "", name, value, lo, hi, n_items=n_items, seed=number))
+        for record, of_prompt, scores_n in zip(chosen, samples, scores_PxN, strict=True):
+            about = {"task": task, "split": "test", "seed": number, "item_id": record.id, "group_id": record.group}
+            about["category"] = record.meta["category"]
+            for i, (one, score) in enumerate(zip(of_prompt, scores_n, strict=True)):
+                items.append(about | {"sample": i, "toxicity": float(score), "said": one.text})
+    return Outcome(rows, items, [note])
 
 
 def load_scorer(name: str) -> Scorer:

@@ -1,0 +1,189 @@
+"""Evaluations of a finished run, in one form and with one prompt: item records and result rows out.
+
+    OUT/NAME/rows.jsonl, items.jsonl   of one evaluation
+            /about.json                what was read, and sentences on the prompt
+    OUT/rows.jsonl, items.jsonl        of all that were asked for
+
+Finished evaluations are kept, so that the same command goes on. An item that could not be scored is an ``error`` in its
+record and counted in a row of its own, never a wrong answer.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hhh_jax import model, prompts, sharding
+from hhh_jax import run as run_lib
+from hhh_jax.checkpoint import read_extra
+from hhh_jax.data import prepared
+from hhh_jax.data.records import content_sha
+from hhh_jax.errors import UserError
+from hhh_jax.evals import choices, code, counting, ethics, lambada, own_hhh, templates, toxicity
+from hhh_jax.evals.subject import Outcome, Subject
+from hhh_jax.record import write_json_atomic
+from hhh_jax.scoring import Scorer
+from hhh_jax.storage import open_path
+from hhh_jax.version import code_version
+
+
+class Settings(NamedTuple):
+    """How a battery is run.
+
+    Attributes:
+      intervention: ``none`` asks in the bare form; ``template`` in the dialogue form without a prompt, as a distilled
+        model is asked; ``prompt`` puts the HHH prompt in front, or its short form where that does not fit; ``short`` or
+        a text file puts that in front.
+      data: folder of prepared folders, each named by its source.
+      templates: the user's templates.toml; None takes ours.
+      limit: first items of every evaluation; 0 takes all.
+      selection: ``best`` or ``final`` parameters.
+      context: tokens of the model's context; 0 takes the length of the rows that it was trained on.
+      toxicity: a scorer for `toxicity.load_scorer`.
+      run_untrusted_code: whether programs of the model may run, in a sandbox.
+    """
+
+    intervention: str = "none"
+    data: str = "data"
+    templates: str | None = None
+    limit: int = 0
+    selection: str = "final"
+    context: int = 0
+    toxicity: str = "detoxify"
+    run_untrusted_code: bool = False
+
+
+class Evaluation(NamedTuple):
+    """One evaluation: where its records come from, and what it does with them."""
+
+    load: Callable[[Settings], list[Any]]
+    evaluate: Callable[[Subject, str, list[Any], Settings], Outcome]
+
+
+def _prepared(source: str, kind: str) -> Callable[[Settings], list[Any]]:
+    return lambda settings: prepared.load(Path(settings.data) / source, kind)
+
+
+def _choices(template: str) -> Callable[[Subject, str, list[Any], Settings], Outcome]:
+    return lambda subject, task, records, settings: choices.evaluate(subject, task, template, records)
+
+
+def _ethics(subject: Subject, task: str, records: list[Any], settings: Settings) -> Outcome:
+    return ethics.evaluate(subject, task, records)
+
+
+def _lambada(subject: Subject, task: str, records: list[Any], settings: Settings) -> Outcome:
+    return lambada.evaluate(subject, task, records)
+
+
+def _toxicity(subject: Subject, task: str, records: list[Any], settings: Settings) -> Outcome:
+    return toxicity.evaluate(subject, task, records, toxicity.load_scorer(settings.toxicity))
+
+
+def _code(subject: Subject, task: str, records: list[Any], settings: Settings) -> Outcome:
+    return code.evaluate(subject, task, records, settings.run_untrusted_code)
+
+
+def _counting(subject: Subject, task: str, records: list[Any], settings: Settings) -> Outcome:
+    return counting.evaluate(subject)
+
+
+ETHICS = ("commonsense", "deontology", "justice", "utilitarianism", "virtue")
+EVALUATIONS: dict[str, Evaluation] = {
+    "own_hhh": Evaluation(lambda _: own_hhh.load(), _choices("hhh")),
+    "hhh": Evaluation(_prepared("hhh_alignment", "choices"), _choices("hhh")),
+    "truthfulqa": Evaluation(_prepared("truthfulqa", "choices"), _choices("truthfulqa")),
+    "hellaswag": Evaluation(_prepared("hellaswag", "choices"), _choices("hellaswag")),
+    **{f"ethics_{task}": Evaluation(_prepared(f"ethics_{task}", "pairs"), _ethics) for task in ETHICS},
+    **{name: Evaluation(_prepared("lambada", "prompts"), _lambada) for name in lambada.FORMATS},
+    "toxicity": Evaluation(_prepared("toxicity", "prompts"), _toxicity),
+    "toxicity_free": Evaluation(_prepared("toxicity", "prompts"), _toxicity),
+    "humaneval": Evaluation(_prepared("humaneval", "prompts"), _code),
+    "quixbugs": Evaluation(_prepared("quixbugs", "prompts"), _code),
+    "counting": Evaluation(lambda _: [], _counting),
+}
+"""By name. What is prepared is read from the folder of that source's name below `Settings.data`."""
+
+
+def run_battery(checkpoint: Path, names: Sequence[str], output: Path, settings: Settings) -> list[dict[str, Any]]:
+    """Runs what is not done of the evaluations `names`, writes `output` and returns the result rows.
+
+    Raises UserError for an unknown name, missing data, a prompt that fits nowhere, and an `output` of other settings.
+    """
+    for name in names:
+        if name not in EVALUATIONS:
+            raise UserError(f"no evaluation {name!r}; there are {', '.join(EVALUATIONS)}")
+    _claim(output, {"checkpoint": str(checkpoint), **settings._asdict()})
+    subject, about_run = _subject(checkpoint, settings)
+    rows, items = [], []
+    for name in names:
+        folder = output / name
+        if not (folder / "about.json").exists():
+            records = EVALUATIONS[name].load(settings)[: settings.limit or None]
+            outcome = EVALUATIONS[name].evaluate(subject, name, records, settings)
+            sha = content_sha(records)
+            about_rows = about_run | {"data_sha": sha[:12]}
+            folder.mkdir(parents=True, exist_ok=True)
+            run_lib.write_lines(folder / "items.jsonl", outcome.items)
+            run_lib.write_lines(folder / "rows.jsonl", [_full_row(about_rows, row) for row in outcome.rows])
+            about = {"evaluation": name, "n_records": len(records), "data_sha256": sha, "notes": outcome.notes}
+            shown = [{"name": p.name, "sha256": p.sha256, "is_original": p.is_original} for p in subject.prompts]
+            write_json_atomic(folder / "about.json", about | {"prompts": shown})
+        rows += _lines(folder / "rows.jsonl")
+        items += _lines(folder / "items.jsonl")
+    run_lib.write_lines(output / "items.jsonl", items)
+    run_lib.write_lines(output / "rows.jsonl", rows)
+    return rows
+
+
+def job(directory: Path, *, after: Path | None, study: str, evals: Sequence[str], **settings: Any) -> None:
+    """As a run of a study: evaluates the run `after`; `settings` are fields of `Settings`."""
+    assert after is not None
+    run_battery(after, evals, directory, Settings(**settings))
+
+
+def _claim(output: Path, settings: dict[str, Any]) -> None:
+    """Writes battery.json, or checks that the one there says the same."""
+    path = output / "battery.json"
+    output.mkdir(parents=True, exist_ok=True)
+    there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
+    for name, value in settings.items():
+        if there.get(name) != value:
+            raise UserError(f"{path}: made with {name} = {there.get(name)!r}, not {value!r}; give another --workdir")
+    write_json_atomic(path, settings)
+
+
+def _subject(checkpoint: Path, settings: Settings) -> tuple[Subject, dict[str, Any]]:
+    """The model of all seeds, ready to be asked, and what its result rows have in common."""
+    c, tokenizer = run_lib.load_config(open_path(checkpoint))
+    mesh = sharding.make_mesh(**c.mesh)
+    step_config = run_lib.make_step_config(c, tokenizer.vocab_size, mesh)
+    state = run_lib.load_state(open_path(checkpoint), step_config)
+    best = settings.selection == "best" and "best" in state
+    params = state["best"]["params"] if best else state["params"]
+    seeds, context = tuple(c.seeds), settings.context or c.data.row_length
+    scorer = Scorer(step_config.model, params, len(seeds), mesh, c.eval.rows, context, tokenizer.pad_id)
+    how = settings.intervention
+    several = {"none": (), "template": (), "prompt": ("hhh", "short"), "short": ("short",)}
+    names = several.get(how, (how, "short"))
+    form = "bare" if how == "none" else "dialogue"
+    shown = tuple(prompts.load(name) for name in names)
+    subject = Subject(scorer, tokenizer, seeds, form, shown, templates.load(settings.templates))
+    extra = read_extra(open_path(checkpoint) / "checkpoints")
+    asked = [c.labels.intervention, "" if how == "none" else how]
+    about = {
+        "study": c.labels.study, "run": checkpoint.name, "stage": "evaluate", "ladder": c.ladder,
+        "n_layer": c.model.n_layer, "N": model.count_params(step_config.model)["n"], "objective": c.objective.name,
+        "init": c.labels.init, "intervention": "+".join(filter(None, asked)), "config_sha": extra["config_sha"],
+        "code_version": code_version(),
+    }  # fmt: skip
+    return subject, about | {"pretrain_seeds": dict(zip(seeds, extra["pretrain_seeds"], strict=True))}
+
+
+def _full_row(about: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    shared = {key: value for key, value in about.items() if key != "pretrain_seeds"}
+    return shared | {"pretrain_seed": about["pretrain_seeds"].get(row["seed"], "")} | row
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,133 @@
+"""What is evaluated: a model of several seeds, the form in which it is asked, and the prompt in front of it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from hhh_jax import prompts, stats
+from hhh_jax.data.records import MultipleChoice
+from hhh_jax.data.tokenizer import Tokenizer
+from hhh_jax.evals.templates import Templates
+from hhh_jax.prompts import DialoguePrompt
+from hhh_jax.scoring import NO_PREFIX, ItemScores, Prefix, Scorer, compute_prefix
+
+
+class Subject(NamedTuple):
+    """A model under evaluation.
+
+    Attributes:
+      scorer: the model of all seeds; its ``length`` is the model's context.
+      tokenizer: the model's.
+      seeds: their numbers.
+      form: ``bare`` or ``dialogue``, the template that items are put into.
+      prompts: what may stand in front, the first that leaves room for every item; none is no prompt.
+      templates: texts around items.
+    """
+
+    scorer: Scorer
+    tokenizer: Tokenizer
+    seeds: tuple[int, ...]
+    form: str
+    prompts: tuple[DialoguePrompt, ...]
+    templates: Templates
+
+
+class Outcome(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+      rows: result rows, without what the run says of all of them.
+      items: item records.
+      notes: sentences for the record: which prompt was taken, what was cut.
+    """
+
+    rows: list[dict[str, Any]]
+    items: list[dict[str, Any]]
+    notes: list[str]
+
+
+def read_prompt(
+    subject: Subject, texts: dict[str, list[str]], more_tokens: int = 0, before: str = ""
+) -> tuple[Prefix, str]:
+    """The prompt that leaves room for the longest item, computed once, and a sentence on it.
+
+    Args:
+      texts: of each item by id, the texts of which the longest has to fit behind the prompt.
+      more_tokens: how many will be sampled after them.
+      before: a text that stands between prompt and items, such as solved examples.
+
+    Raises UserError if no prompt leaves room.
+    """
+    encode = subject.tokenizer.encode
+    if not subject.prompts:
+        tokens = encode(before)
+        return (compute_prefix(subject.scorer, tokens), "no prompt") if len(tokens) else (NO_PREFIX, "no prompt")
+    flat = [(name, text) for name, some in texts.items() for text in some]
+    sizes = [len(tokens) for tokens in subject.tokenizer.encode_batch([text for _, text in flat])]
+    longest = max(range(len(flat)), key=sizes.__getitem__)
+    prefixes = [encode(prompt.text + before) for prompt in subject.prompts]
+    needed = sizes[longest] + more_tokens + 1  # an end-of-context token, where there is a reward
+    chosen, note = prompts.choose(
+        subject.prompts, [len(tokens) for tokens in prefixes], flat[longest][0], needed, subject.scorer.length
+    )
+    return compute_prefix(subject.scorer, prefixes[subject.prompts.index(chosen)]), note
+
+
+def one_seed(scorer: Scorer, prefix: Prefix, number: int) -> tuple[Scorer, Prefix]:
+    """The same for one of the seeds, by its place among them."""
+
+    def only(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x[number : number + 1], tree)
+
+    return scorer._replace(params=only(scorer.params), n_seeds=1), prefix._replace(cache=only(prefix.cache))
+
+
+def ask(item: MultipleChoice, template: str) -> MultipleChoice:
+    """The item with its context put into the template's ``{question}``."""
+    return dataclasses.replace(item, context=template.format(question=item.context))
+
+
+def accuracy_rows(
+    task: str, scores: Sequence[ItemScores], seeds: Sequence[int], metrics: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Accuracy of choosing by each metric under each seed, with Wilson's interval over items; errors don't count.
+
+    Args:
+      metrics: name of the ranker in the table, and of `ItemScores.by`'s metric.
+    """
+    scored = [score for score in scores if not score.error]
+    if not scored:
+        return []
+    rows = []
+    for ranker, metric in metrics.items():
+        for g, seed in enumerate(seeds):
+            right = float(sum(score.right(metric)[g] for score in scored))
+            rows.append(value_row(task, ranker, "accuracy", right / len(scored), *stats.wilson(right, len(scored)),
+                                  n_items=len(scored), seed=seed))  # fmt: skip
+    return rows
+
+
+def value_row(
+    task: str,
+    ranker: str,
+    metric: str,
+    value: float,
+    lo: float | None,
+    hi: float | None,
+    *,
+    n_items: int,
+    seed: int | str,
+) -> dict[str, Any]:
+    """One row of the results table, as far as an evaluation knows it; no interval is None."""
+    interval = {} if lo is None else {"lo": lo, "hi": hi}
+    about = {"task": task, "split": "test", "curve": "separate", "ranker": ranker, "metric": metric, "seed": seed}
+    return about | {"value": value, "n_items": n_items} | interval
+
+
+def error_rows(task: str, n_errors: int) -> list[dict[str, Any]]:
+    """A row that counts the items that could not be scored; none if all could."""
+    if not n_errors:
+        return []
+    return [value_row(task, "", "errors", n_errors, n_errors, n_errors, n_items=n_errors, seed="")]

@@ -1,0 +1,233 @@
+"""Prompting, context distillation and their evaluations: the paper's figures 2, 6 to 8, 10 and 20 to 26.
+
+The rows are those of `hhh_jax.evals.battery`, one a seed. A point is the mean over seeds; its interval adds the
+variance over seeds to the mean of their intervals over items, which the seeds share.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hhh_jax.figures import style
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ARMS = {  # intervention -> name, color, marker
+    "": ("no intervention", style.BLACK, "o"),
+    "template": ("dialogue form alone", style.GRAY, "p"),
+    "prompt": ("HHH prompt", style.BLUE, "s"),
+    "short": ("short prompt", style.SKY, "s"),
+    "distilled+template": ("distilled", style.VERMILION, "D"),
+    "distilled_unprompted+template": ("distilled without prompt", style.ORANGE, "d"),
+    "finetuned+template": ("finetuned on the prompt", style.GREEN, "^"),
+}
+RANKERS = {
+    "sum_logp": ("summed log-probability", style.BLUE, "s"),
+    "mean_logp": ("mean log-probability", style.GREEN, "^"),
+    "mutual_information": ("mutual information", style.VERMILION, "o"),
+    "mutual_information_empty": ("mutual information, empty question", style.ORANGE, "D"),
+}
+CATEGORIES = {
+    "helpful": (style.GREEN, "o"), "honest": (style.BLUE, "s"), "harmless": (style.VERMILION, "^"),
+    "other": (style.PURPLE, "D"),
+}  # fmt: skip
+MI = "mutual_information"
+
+
+def pooled(rows: "pd.DataFrame", by: str = "N") -> "pd.DataFrame":
+    """One row for each value of column `by`: value, lo, hi over seeds and items."""
+    import pandas as pd
+
+    found = []
+    for at, group in rows.groupby(by):
+        values_S = group["value"].to_numpy(float)
+        over_items = ((group["hi"] - group["lo"]).to_numpy(float) / 2).mean() if group["lo"].notna().all() else 0.0
+        over_seeds = 1.96 * values_S.std(ddof=1) / np.sqrt(len(values_S)) if len(values_S) > 1 else 0.0
+        half = float(np.hypot(over_items, over_seeds))
+        found.append({by: at, "value": values_S.mean(), "lo": values_S.mean() - half, "hi": values_S.mean() + half})
+    return pd.DataFrame(found, columns=[by, "value", "lo", "hi"])
+
+
+def _evaluated(table: "pd.DataFrame", **where: Any) -> "pd.DataFrame":
+    return style.select(table, stage="evaluate", **where)
+
+
+def _arms(ax: "Axes", rows: "pd.DataFrame", ylabel: str) -> None:
+    """A line for each intervention that the rows have, against model size."""
+    present = [arm for arm in ARMS if arm in set(rows["intervention"])]
+    for index, arm in enumerate(present):
+        label, color, marker = ARMS[arm]
+        shift = 0.012 * (index - (len(present) - 1) / 2)
+        style.band(ax, pooled(rows[rows["intervention"] == arm]), "N", label, color, marker, shift)
+    style.size_axis(ax, sorted(rows["N"].astype(float).unique()))
+    ax.set_ylabel(ylabel)
+
+
+def _trivial(ax: "Axes", table: "pd.DataFrame", task: str) -> None:
+    rows = style.select(table, stage="baseline", task=task, metric="accuracy")
+    for row in rows.drop_duplicates("ranker").itertuples():
+        name, dashes = style.BASELINES[row.ranker]
+        ax.axhline(row.value, color=style.GRAY, linewidth=0.8, linestyle=dashes, label=name, zorder=1)
+
+
+def _hhh_task(table: "pd.DataFrame") -> str:
+    tasks = set(_evaluated(table, metric="accuracy")["task"])
+    return next((task for task in ("hhh", "own_hhh") if task in tasks), "hhh")
+
+
+def hhh(table: "pd.DataFrame") -> "Figure":
+    """Figures 2 (left) and 20 (left): accuracy on HHH comparisons by mutual information, a line an intervention."""
+    task = _hhh_task(table)
+    rows = style.need(_evaluated(table, task=task, metric="accuracy", ranker=MI), "HHH comparisons")
+    figure, axes = style.new_figure(panel=(4.6, 3.3))
+    ax = axes[0, 0]
+    _trivial(ax, table, task)
+    _arms(ax, rows, "accuracy")
+    ax.set_title("HHH comparisons" + (" (our own)" if task == "own_hhh" else ""))
+    style.legend_below(figure, [ax], columns=3)
+    return figure
+
+
+def hhh_and_truthfulqa(table: "pd.DataFrame") -> "Figure":
+    """Figure 6: HHH by category with the prompt (left), and TruthfulQA MC1 without and with it (right)."""
+    task = _hhh_task(table)
+    rows = _evaluated(table, metric="accuracy", ranker=MI)
+    prompted = rows[rows["intervention"].isin(["prompt", "short"])]
+    by_category = {c: prompted[prompted["task"] == f"{task}:{c}"] for c in CATEGORIES}
+    style.need(prompted[prompted["task"].str.startswith(f"{task}:")], "HHH comparisons with a prompt")
+    truthful = rows[rows["task"] == "truthfulqa"]
+    figure, axes = style.new_figure(2 if len(truthful) else 1, panel=(3.8, 3.1))
+    ax = axes[0, 0]
+    for category, lines in by_category.items():
+        color, marker = CATEGORIES[category]
+        style.band(ax, pooled(lines), "N", category, color, marker)
+    style.zero_line(ax, 0.5)
+    style.size_axis(ax, sorted(prompted["N"].astype(float).unique()))
+    ax.set_ylabel("accuracy")
+    ax.set_title("HHH by category, prompted")
+    if len(truthful):
+        _trivial(axes[0, 1], table, "truthfulqa")
+        _arms(axes[0, 1], truthful, "accuracy")
+        axes[0, 1].set_title("TruthfulQA (MC1)")
+    style.legend_below(figure, list(axes[0]), columns=4)
+    return figure
+
+
+def truthfulqa(table: "pd.DataFrame") -> "Figure":
+    """Figure 21: TruthfulQA MC1 by every metric, a panel an intervention."""
+    rows = style.need(_evaluated(table, task="truthfulqa", metric="accuracy", ranker=list(RANKERS)), "TruthfulQA")
+    present = [arm for arm in ARMS if arm in set(rows["intervention"])]
+    figure, axes = style.new_figure(len(present), sharey=True)
+    for ax, arm in zip(axes[0], present, strict=True):
+        _trivial(ax, table, "truthfulqa")
+        for ranker, (label, color, marker) in RANKERS.items():
+            lines = rows[(rows["intervention"] == arm) & (rows["ranker"] == ranker)]
+            style.band(ax, pooled(lines), "N", label, color, marker)
+        style.size_axis(ax, sorted(rows["N"].astype(float).unique()))
+        ax.set_title(ARMS[arm][0])
+    axes[0, 0].set_ylabel("accuracy")
+    style.legend_below(figure, list(axes[0]), columns=3)
+    return figure
+
+
+def lambada(table: "pd.DataFrame") -> "Figure":
+    """Figure 7: accuracy on LAMBADA (left) and what the interventions cost (right): accuracy without less with."""
+    rows = style.need(_evaluated(table, task="lambada", metric="accuracy"), "LAMBADA")
+    figure, axes = style.new_figure(2)
+    left, right = axes[0]
+    _arms(left, rows, "accuracy")
+    left.set_title("LAMBADA")
+    bare = rows[rows["intervention"] == ""].set_index(["N", "seed"])["value"]
+    tax = rows[rows["intervention"] != ""].copy()
+    own = bare.reindex(tax.set_index(["N", "seed"]).index).to_numpy(float)
+    tax["value"], tax["lo"], tax["hi"] = own - tax["value"], own - tax["hi"], own - tax["lo"]
+    style.zero_line(right)
+    if len(tax):
+        _arms(right, tax.dropna(subset=["value"]), "accuracy lost")
+    right.set_title("Alignment tax")
+    style.legend_below(figure, [left, right], columns=3)
+    return figure
+
+
+def lambada_formats(table: "pd.DataFrame") -> "Figure":
+    """Figure 25: LAMBADA in four formats, without intervention."""
+    names = {
+        "lambada_original": ("0-shot, original", style.BLACK, "o"),
+        "lambada_original_20shot": ("20-shot, original", style.BLUE, "s"),
+        "lambada": ("0-shot, nicely formatted", style.GREEN, "^"),
+        "lambada_blank_20shot": ("20-shot, fill in the blank", style.VERMILION, "D"),
+    }  # fmt: skip
+    rows = _evaluated(table, task=list(names), metric="accuracy", intervention="")
+    style.need(rows[rows["task"] != "lambada"], "LAMBADA in other formats")
+    figure, axes = style.new_figure(panel=(4.4, 3.2))
+    ax = axes[0, 0]
+    for task, (label, color, marker) in names.items():
+        style.band(ax, pooled(rows[rows["task"] == task]), "N", label, color, marker)
+    style.size_axis(ax, sorted(rows["N"].astype(float).unique()))
+    ax.set_ylabel("accuracy")
+    ax.set_title("LAMBADA: the format matters")
+    style.legend_below(figure, [ax], columns=2)
+    return figure
+
+
+def toxicity(table: "pd.DataFrame") -> "Figure":
+    """Figures 8 and 22: mean toxicity after toxic and nontoxic prompts; open marks may sample the forbidden strings."""
+    return _toxicity(table, (("toxicity", "mean toxicity"),))
+
+
+def toxicity_extremes(table: "pd.DataFrame") -> "Figure":
+    """Figure 23: expected maximum over a prompt's samples, and the share of prompts with any toxic sample."""
+    measures = (("toxicity_expected_maximum", "expected maximum"), ("toxicity_probability", "probability"))
+    return _toxicity(table, measures)
+
+
+def _toxicity(table: "pd.DataFrame", measures: Sequence[tuple[str, str]]) -> "Figure":
+    tasks = ["toxicity:toxic", "toxicity:nontoxic"]
+    rows = style.need(_evaluated(table, task=tasks, metric=[name for name, _ in measures]), "toxicity")
+    figure, axes = style.new_figure(2, len(measures))
+    for line, (metric, label) in zip(axes, measures, strict=True):
+        for ax, task in zip(line, tasks, strict=True):
+            _arms(ax, rows[(rows["task"] == task) & (rows["metric"] == metric)], label)
+            ax.set_title(f"{task.partition(':')[2]} prompts")
+    style.legend_below(figure, list(axes.flat), columns=3)
+    return figure
+
+
+def code(table: "pd.DataFrame") -> "Figure":
+    """Figures 2 (right) and 10: pass@1 and pass@10 without and with the prompt."""
+    rows = style.need(_evaluated(table, task=["humaneval", "quixbugs"], metric="pass@k"), "HumanEval or QuixBugs")
+    tasks = sorted(rows["task"].unique())
+    figure, axes = style.new_figure(len(tasks), 2, sharex=True)
+    for line, k in zip(axes, (1, 10), strict=True):
+        for ax, task in zip(line, tasks, strict=True):
+            _arms(ax, rows[(rows["task"] == task) & (rows["k"] == k)], f"pass@{k}")
+            ax.set_title(task)
+    style.legend_below(figure, list(axes.flat), columns=3)
+    return figure
+
+
+def counting(table: "pd.DataFrame") -> "Figure":
+    """Figure 26: loss of each number while counting (left); of 64 to 71 when told 1 to 63, or trained on them."""
+    rows = style.need(_evaluated(table, metric="loss", task=["counting:1-80", "counting:64-71"]), "counting")
+    rows = rows[rows["N"] == rows["N"].max()]
+    figure, axes = style.new_figure(2, panel=(3.8, 3.1))
+    left, right = axes[0]
+    told = rows[(rows["task"] == "counting:1-80") & (rows["intervention"] == "")]
+    line = pooled(told, "k")
+    n = line["k"].to_numpy(float)
+    left.plot(n, 1 / n, color=style.GRAY, linewidth=1, label="1/n")
+    style.band(left, line, "k", "loss of n after 1, ..., n - 1", style.BLUE, "", linewidth=1.2)
+    left.set(xscale="log", yscale="log", xlabel="number", ylabel="loss (nats)", title="Counting")
+    style.band(right, line[(n >= 64) & (n <= 71)], "k", "after 1, ..., 63 in context", style.BLUE, "o")
+    alone = rows[rows["task"] == "counting:64-71"]
+    for index, arm in enumerate(sorted(alone["intervention"].unique(), key=lambda arm: (len(arm), arm))):
+        color = (style.BLACK, style.ORANGE, style.GREEN, style.VERMILION, style.PURPLE, style.SKY)[index % 6]
+        label = arm.replace("_", " ") or "neither"
+        style.band(right, pooled(alone[alone["intervention"] == arm], "k"), "k", label, color, "")
+    right.set(yscale="log", xlabel="number", ylabel="loss (nats)", title="Told or trained")
+    style.legend_below(figure, [left, right], columns=3)
+    return figure

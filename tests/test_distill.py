@@ -1,0 +1,190 @@
+"""A stored teacher against the whole computation without a cache; parts, refusals, and what a student makes of it."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import tiny
+
+from hhh_jax import distill, prompts, run
+from hhh_jax.data import labeled_rows
+from hhh_jax.errors import UserError
+from hhh_jax.model import hidden_states, lm_logits
+from hhh_jax.storage import open_path
+
+PROMPT = "A person talks with an assistant.\n\nHuman: hi\n\nAssistant: hello\n\n-----\n\nHuman: yes?\n\nAssistant: no"
+
+
+@pytest.fixture(scope="module")
+def teacher(corpus, tmp_path_factory) -> Path:
+    """A language model whose context is 192 tokens."""
+    workdir = tmp_path_factory.mktemp("teacher")
+    run.run(tiny("pretrain", corpus, data__row_length=192), workdir, quiet=True)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def prompt_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("prompt") / "mine.txt"
+    path.write_text(PROMPT)
+    return path
+
+
+def asked(prompt, corpus, **other) -> distill.Asked:
+    given = {
+        "prompt": str(prompt), "piece": 0, "data": str(corpus), "dialogues": "", "rows": 70, "row_length": 40,
+        "k": 20, "seed": -1,
+    }  # fmt: skip
+    return distill.Asked(**given | other)
+
+
+@pytest.fixture(scope="module")
+def stored(teacher, prompt_file, corpus, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("stored")
+    distill.make(teacher, output, asked(prompt_file, corpus))
+    return output
+
+
+def test_labels_are_those_of_the_prompt_and_text_computed_whole(teacher, stored):
+    about = labeled_rows.read_about(stored)
+    c, tokenizer = run.load_config(open_path(teacher))
+    step_config = run.make_step_config(c, tokenizer.vocab_size, run.sharding.make_mesh())
+    params = jax.tree.map(lambda x: x[0], run.load_state(open_path(teacher), step_config)["params"])
+    prefix = tokenizer.encode(prompts.load(about["prompt"]["name"]).text)
+    assert about["prompt_tokens"] == len(prefix) > 10
+    rows = labeled_rows.open_rows(stored, "train")
+    batch = rows.batch([0, 5, 66], tokenizer.pad_id)  # the last one is of another part
+    checked = 0
+    for r in range(3):
+        for segment in range(1, int(batch.segment_ids[r].max()) + 1):
+            own = batch.tokens[r][batch.segment_ids[r] == segment]
+            tokens_1xT = np.concatenate([prefix, own])[None]
+            ones_1xT, places_1xT = np.ones_like(tokens_1xT), np.arange(tokens_1xT.shape[1])[None]
+            hidden = hidden_states(step_config.model, params, tokens_1xT, ones_1xT, 0 * ones_1xT, places_1xT)
+            logps = np.asarray(jax.nn.log_softmax(lm_logits(params, hidden[0, len(prefix) :])))
+            ids, given = (x[r][batch.segment_ids[r] == segment] for x in (batch.teacher_ids, batch.teacher_logps))
+            np.testing.assert_allclose(np.take_along_axis(logps, ids, -1), given, atol=5e-3)
+            np.testing.assert_allclose(np.sort(logps, -1)[:, ::-1][:, :20], given, atol=5e-3)
+            checked += len(own)
+    assert checked == (batch.segment_ids > 0).sum()
+
+
+def test_every_text_begins_with_the_label_of_a_person(stored):
+    about = labeled_rows.read_about(stored)
+    tokenizer = distill.Tokenizer.from_json((stored / "tokenizer.json").read_text())
+    batch = labeled_rows.open_rows(stored, "test").batch(range(about["rows"]["test"]), tokenizer.pad_id)
+    text = tokenizer.decode(batch.tokens[batch.segment_ids > 0])
+    assert text.startswith(prompts.HUMAN) and text.count(prompts.HUMAN) > 3
+
+
+def test_a_killed_teacher_goes_on_and_ends_the_same(teacher, prompt_file, corpus, stored, tmp_path, monkeypatch):
+    written = []
+
+    def die(folder, split, number, arrays):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append((split, number))
+        return write(folder, split, number, arrays)
+
+    write = labeled_rows.write_part
+    monkeypatch.setattr(labeled_rows, "write_part", die)
+    with pytest.raises(KeyboardInterrupt):
+        distill.make(teacher, tmp_path, asked(prompt_file, corpus))
+    monkeypatch.setattr(labeled_rows, "write_part", write)
+    with pytest.raises(UserError, match="no finished labeled rows"):
+        labeled_rows.read_about(tmp_path)
+    distill.make(teacher, tmp_path, asked(prompt_file, corpus))
+    files = sorted(path.relative_to(stored) for path in stored.rglob("*") if path.is_file())
+    assert len(files) > 12
+    for name in files:
+        assert (tmp_path / name).read_bytes() == (stored / name).read_bytes(), name
+
+
+def test_other_settings_in_the_same_folder_are_refused(teacher, prompt_file, corpus, stored):
+    with pytest.raises(UserError, match="begun with k = 20, not 10"):
+        distill.make(teacher, stored, asked(prompt_file, corpus, k=10))
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"row_length": 180}, "more than the 192 tokens of the teacher's context"),
+        ({"prompt": "hhh"}, "use a shorter prompt or row, or --piece=1"),
+        ({"k": 1000}, "vocabulary has 300"),
+        ({"seed": 7}, r"has seeds \[0, 1\]"),
+        ({"piece": 9, "row_length": 100}, "pieces 1 to 2"),
+    ],
+)
+def test_what_cannot_be_made(teacher, prompt_file, corpus, tmp_path, other, words):
+    with pytest.raises(UserError, match=words):
+        distill.make(teacher, tmp_path, asked(prompt_file, corpus)._replace(**other))
+
+
+def test_texts_and_dialogues_have_half_of_the_tokens_each():
+    plain, spoken = [np.zeros(10, int)] * 30, [np.ones(25, int)] * 30
+    tokens = np.concatenate(list(distill._in_turn([plain, spoken])))
+    assert abs((tokens == 0).sum() - (tokens == 1).sum()) <= 25
+    assert len(tokens) >= 2 * 300  # until the shorter one has run out
+
+
+def test_a_dialogue_has_the_labels_of_the_prompt():
+    assert distill._dialogue("Question: why?\n\n", "Answer: so.") == "\n\nHuman: why?\n\nAssistant: so."
+
+
+def test_the_control_has_no_prompt(teacher, corpus, tmp_path):
+    about = distill.make(teacher, tmp_path, asked("none", corpus, rows=8))
+    assert about["prompt"] == {"name": "none"} and about["prompt_tokens"] == 0
+    assert json.loads((tmp_path / "rows.json").read_text())["bytes_per_token"] == 84
+
+
+@pytest.fixture(scope="module")
+def student(teacher, stored, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("student")
+    settings = {"data__row_length": 40, "optim__lr_multiple": 5.0, "epochs": 4.0, "eval__points": 4}
+    run.run(tiny("distill", stored, init__checkpoint=teacher, **settings), workdir, quiet=True)
+    return workdir
+
+
+def test_a_student_comes_nearer_to_its_prompted_teacher(student):
+    lines = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["validation_loss"] for line in lines if "validation_loss" in line]
+    assert len(losses) == 4 and all(after < before for before, after in zip(losses[0], losses[-1], strict=True))
+    rows = [json.loads(line) for line in (student / "rows.jsonl").read_text().splitlines()]
+    assert {row["metric"] for row in rows} == {"loss"} and {row["objective"] for row in rows} == {"distillation"}
+    assert all(0 < row["lo"] < row["value"] < row["hi"] for row in rows)
+
+
+def test_without_a_prompt_a_teacher_has_nothing_to_teach_itself(teacher, corpus, tmp_path):
+    """The control's divergence is that of half-precision rounding, and the prompt's is not."""
+    distill.make(teacher, tmp_path / "rows", asked("none", corpus, rows=8))
+    settings = {"data__row_length": 40, "optim__lr_multiple": 1e-9, "steps": 1}
+    c = tiny("distill", tmp_path / "rows", init__checkpoint=teacher, **settings)
+    c.seeds = (0,)
+    run.run(c, tmp_path / "run", quiet=True)
+    (row,) = (json.loads(line) for line in (tmp_path / "run" / "rows.jsonl").read_text().splitlines())
+    assert 0 <= row["value"] < 1e-4
+
+
+def test_rows_of_another_form_or_length_are_refused(teacher, stored, tmp_path):
+    with pytest.raises(UserError, match="set data.row_length=40"):
+        run.run(tiny("distill", stored, init__checkpoint=teacher), tmp_path / "a", quiet=True)
+    with pytest.raises(UserError, match="holds rows of form teacher, and stage discriminator takes discriminator"):
+        run.run(tiny("discriminator", stored, init__checkpoint=teacher), tmp_path / "b", quiet=True)
+
+
+def test_a_discriminator_learns_what_tells_the_tokens_apart(teacher, stored, tmp_path):
+    """Tokens with an even number are a person's: a planted label that a model of any size finds."""
+    about = labeled_rows.read_about(stored)
+    for split in ("train", "validation", "test"):
+        tokens = np.concatenate([part["tokens"] for part in labeled_rows.open_rows(stored, split).parts])
+        segments = np.concatenate([part["segment_ids"] for part in labeled_rows.open_rows(stored, split).parts])
+        arrays = {"tokens": tokens, "segment_ids": segments, "is_human": (tokens % 2 == 0).astype(np.uint8)}
+        labeled_rows.write_part(tmp_path / "rows", split, 0, arrays)
+    labeled_rows.finish(tmp_path / "rows", about | {"form": "discriminator"}, (stored / "tokenizer.json").read_text())
+    settings = {"data__row_length": 40, "optim__lr_multiple": 10.0, "epochs": 10.0}
+    run.run(tiny("discriminator", tmp_path / "rows", init__checkpoint=teacher, **settings), tmp_path / "run", quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rows.jsonl").read_text().splitlines()]
+    assert {row["metric"] for row in rows} == {"loss", "accuracy"}
+    assert all(row["value"] > 0.9 for row in rows if row["metric"] == "accuracy")
