@@ -29,8 +29,8 @@ class KeyValues(NamedTuple):
 
 Cache = tuple[KeyValues, ...]
 
-MAX_SCORES = 2**26
-"""Attention scores, in float32, that are held at once."""
+MAX_SCORES = {"cpu": 2**22, "gpu": 2**27, "tpu": 2**27}
+"""Attention scores, in float32, that are held at once; on a CPU those that stay in its caches are twice as fast."""
 
 
 def attend_after(
@@ -42,7 +42,7 @@ def attend_after(
     """
     b, t, h, _ = q_BxTxHxK.shape
     n_keys = t + sum(block.keys.shape[1] for block in blocks)
-    at_once = max(MAX_SCORES // (b * h * n_keys), 1)
+    at_once = max(MAX_SCORES[jax.default_backend()] // (b * h * n_keys), 1)
     chunk = math.gcd(t, 1 << (at_once.bit_length() - 1))
 
     def chunks(x_BxT: jax.Array) -> jax.Array:

@@ -170,10 +170,14 @@ def _on_mesh(scorer: Scorer, batch: Batch) -> Batch:
     return jax.device_put(batch, NamedSharding(scorer.mesh, sharding.P(("data", "fsdp"))))
 
 
-def batch_rows(scorer: Scorer, length: int) -> int:
-    """Rows of a batch of `length` tokens each, so that it holds about as many as one of the scorer's own shape."""
+def batch_rows(scorer: Scorer, length: int, n_tokens: int) -> int:
+    """Rows of `length` tokens of a batch, one of few numbers: about as many tokens as in one of the scorer's own shape,
+    or fewer where `n_tokens` are all there is to score."""
+    most = max(scorer.rows * scorer.length // length, 1)
+    needed = min(most, n_tokens * 17 // 16 // length + 1)  # rows don't come out even
+    rows = next(size for k in range(31) for size in (2**k, 3 * 2**k // 2) if size >= needed)
     multiple = sharding.row_multiple(scorer.mesh)
-    return max(scorer.rows * scorer.length // length // multiple, 1) * multiple
+    return -(-min(rows, most) // multiple) * multiple
 
 
 class BranchScores(NamedTuple):
@@ -196,6 +200,7 @@ def score_branches(
     want: tuple[str, ...],
     prefix: Prefix = NO_PREFIX,
     length: int | None = None,
+    rows: int | None = None,
 ) -> BranchScores:
     """Scores every option of every item once, after the prefix and its context.
 
@@ -203,6 +208,7 @@ def score_branches(
       items: token ids of a context and of the options after it.
       want: ``logp``, ``reward`` or both.
       length: tokens of a row; the scorer's if not given.
+      rows: of a batch; `batch_rows` if not given.
 
     Raises ValueError for a context and option that a row doesn't hold. A score can be not finite.
     """
@@ -214,7 +220,10 @@ def score_branches(
     reward_GxN = np.full((scorer.n_seeds, n_options), np.nan) if "reward" in want else None
     n_tokens_N = np.zeros(n_options, np.int64)
     forward = compiled_forward(scorer.model, scorer.n_seeds, scorer.mesh, want)
-    for batch, placement in option_batches(joined, length, scorer.pad_id, batch_rows(scorer, length)):
+    if rows is None:
+        sizes = [branched_tokens(len(context), map(len, options)) for context, options in joined]
+        rows = batch_rows(scorer, length, sum(sizes))
+    for batch, placement in option_batches(joined, length, scorer.pad_id, rows):
         logps_GxRxT, rewards_GxRxT = jax.tree.map(
             np.asarray, forward(scorer.params, prefix.cache, _on_mesh(scorer, batch))
         )
@@ -236,7 +245,7 @@ def score_documents(scorer: Scorer, documents: Sequence[np.ndarray]) -> tuple[np
     """
     logp_GxD, n_D = np.zeros((scorer.n_seeds, len(documents))), np.zeros(len(documents), np.int64)
     forward = compiled_forward(scorer.model, scorer.n_seeds, scorer.mesh, ("logp",))
-    rows = batch_rows(scorer, scorer.length)
+    rows = batch_rows(scorer, scorer.length, sum(map(len, documents)))
     for batch, placement in document_batches(documents, scorer.length, scorer.pad_id, rows):
         logps_GxRxT, _ = forward(scorer.params, (), _on_mesh(scorer, batch))
         document_N = placement.option_RxT.reshape(-1)
