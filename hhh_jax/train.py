@@ -171,13 +171,19 @@ def train_step(
     if len(gradients) > 1:
         metrics |= {f"{name}_grad_norm": norms_of(gradient) for name, gradient in gradients.items()}
 
+    return updated(config, state, total, lr_G), metrics
+
+
+def updated(config: StepConfig, state: State, gradients: Params, lr_G: jax.Array) -> State:
+    """The state after an update by the ``gradients`` ``[G, ...]`` of `trained_params`."""
+
     @jax.vmap
-    def update(total: Params, opt_state: Any, params: Params, lr: jax.Array) -> tuple[Params, Any]:
-        updates, opt_state = config.optimizer().update(total, opt_state, params)
+    def update(gradients: Params, opt_state: Any, params: Params, lr: jax.Array) -> tuple[Params, Any]:
+        updates, opt_state = config.optimizer().update(gradients, opt_state, params)
         return jax.tree.map(lambda p, u: p + lr * u, params, updates), opt_state
 
-    trained, opt_state = update(total, state["opt_state"], trained_params(config, state["params"]), lr_G)
-    return state | {"params": state["params"] | trained, "opt_state": opt_state}, metrics
+    trained, opt_state = update(gradients, state["opt_state"], trained_params(config, state["params"]), lr_G)
+    return state | {"params": state["params"] | trained, "opt_state": opt_state}
 
 
 def len_terms(config: StepConfig) -> int:

@@ -22,7 +22,7 @@ def run(name, folder):
 
 
 def test_every_file_is_a_benchmark():
-    assert {"prepare", "loader"} <= set(program.names())
+    assert {"prepare", "loader", "preference"} <= set(program.names())
     assert not {"harness", "contenders", "__main__"} & set(program.names())
 
 
@@ -33,6 +33,14 @@ def test_prepare(tmp_path):
 
 def test_loader(tmp_path):
     assert run("loader", tmp_path).keys() == {"documents", "pairs"}
+
+
+@pytest.mark.parity
+@pytest.mark.real_data("ethics/utilitarianism", "tokenizers/gpt_neox_20b")
+def test_preference(tmp_path):
+    pytest.importorskip("trl", reason="needs trl: bash launch/local.sh bench")
+    rows = run("preference", tmp_path)
+    assert rows.keys() == {"ethics utilitarianism (1, 0)", "ethics utilitarianism (1, 1)"}
 
 
 @pytest.mark.parametrize("name", dumps.DUMPS)

@@ -1,10 +1,13 @@
 """hhh_jax's training loop: batches made ahead by a thread, the compiled step, metrics fetched one step late.
 
 Settings: ``model`` (fields of `ModelConfig`), ``objective``, ``lam``, ``mu``, ``loader`` (see `make_loader`) and
-``warm_up`` (steps). Each answer has ``seconds``, ``tokens`` and ``rows`` trained on, ``dispatch`` (median seconds that
-a call of the compiled step takes until it returns) and ``loss``; the first one has ``compile_seconds``.
+``warm_up`` (steps); with ``update_only`` the optimizer's update is all that it does. Answers have ``seconds``,
+``cpu_seconds`` (of all threads), ``tokens`` and ``rows`` trained on, ``loss``, and ``dispatch``, the median seconds
+that a call of the compiled step takes until it returns; the first one has ``compile_seconds`` and ``sizes``, the numbers of
+rows that batches have.
 """
 
+import functools
 import json
 import statistics
 import time
@@ -22,6 +25,7 @@ from hhh_jax.data.packing import Batch, TokenizedPair
 from hhh_jax.model import ModelConfig
 
 LR = np.full(1, 1e-4, np.float32)
+LOOK_AHEAD = 30  # batches
 
 
 def step_config(settings: dict[str, Any]) -> train.StepConfig:
@@ -58,7 +62,7 @@ def make_loader(settings: dict[str, Any], multiple: int) -> PairLoader | Documen
 class Loop:
     """The loop of `hhh_jax.run`, less its record, checkpoints and validations.
 
-    Programs are compiled beforehand, one for each number of rows that the loader may give.
+    Programs are compiled beforehand, one for each number of rows that the first batches have.
     """
 
     def __init__(self, config: train.StepConfig, loader: PairLoader | DocumentLoader) -> None:
@@ -66,18 +70,18 @@ class Loop:
         self._everywhere = sharding.batch_sharding(config.mesh)
         self._state = train.init_state(config, (0,))
         self._batches: Iterator[Batch] = prefetch(lambda i: loader.batch(i, (0,)), 0, 10**9)
-        first = loader.batch(0, (0,))
+        by_rows = {batch.tokens.shape[1]: batch for batch in (loader.batch(i, (0,)) for i in range(LOOK_AHEAD))}
         start = time.perf_counter()
-        for rows in loader.sizes if isinstance(loader, PairLoader) else (first.tokens.shape[1],):
-            batch = jax.tree.map(lambda x, rows=rows: np.resize(x, (1, rows, *x.shape[2:])), first)
+        for batch in by_rows.values():
             self._state, metrics = self._update(self._state, jax.device_put(batch, self._everywhere), LR)
             jax.block_until_ready(metrics)
         self.compile_seconds = time.perf_counter() - start
+        self.sizes = sorted(by_rows)
 
     def run(self, steps: int) -> dict[str, Any]:
         """Does `steps` steps; what a contender answers."""
         tokens, rows, dispatch, pending = 0, 0, [], None
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         for _ in range(steps):
             batch = next(self._batches)
             tokens, rows = tokens + int((batch.segment_ids > 0).sum()), rows + batch.tokens.shape[1]
@@ -90,18 +94,44 @@ class Loop:
             pending = metrics
         loss = float(jax.device_get(pending)["loss"][0]) if pending else 0.0
         jax.block_until_ready(self._state)
-        seconds = time.perf_counter() - start
-        facts = {"seconds": seconds, "tokens": tokens, "rows": rows, "loss": loss}
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+        facts = {"seconds": seconds, "cpu_seconds": cpu_seconds, "tokens": tokens, "rows": rows, "loss": loss}
         return facts | {"dispatch": statistics.median(dispatch)}
+
+
+class UpdateLoop:
+    """The optimizer's update alone, by gradients that stay the same."""
+
+    sizes: tuple[int, ...] = ()
+
+    def __init__(self, config: train.StepConfig) -> None:
+        self._update = jax.jit(functools.partial(train.updated, config), donate_argnums=0)
+        self._state = train.init_state(config, (0,))
+        self._gradients = jax.tree.map(np.ones_like, train.trained_params(config, self._state["params"]))
+        start = time.perf_counter()
+        self.run(1)
+        self.compile_seconds = time.perf_counter() - start
+
+    def run(self, steps: int) -> dict[str, Any]:
+        """Does `steps` updates; what a contender answers."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            self._state = self._update(self._state, self._gradients, LR)
+        jax.block_until_ready(self._state)
+        return {"seconds": time.perf_counter() - start}
 
 
 def main() -> None:
     channel = Channel()
     settings = channel.settings
     config = step_config(settings)
-    loop = Loop(config, make_loader(settings["loader"], sharding.row_multiple(config.mesh)))
+    loop: Loop | UpdateLoop
+    if settings.get("update_only"):
+        loop = UpdateLoop(config)
+    else:
+        loop = Loop(config, make_loader(settings["loader"], sharding.row_multiple(config.mesh)))
     loop.run(settings.get("warm_up", 2))
-    channel.answer(compile_seconds=loop.compile_seconds, device=jax.devices()[0].device_kind)
+    channel.answer(compile_seconds=loop.compile_seconds, sizes=loop.sizes, device=jax.devices()[0].device_kind)
     while steps := channel.steps():
         channel.answer(**loop.run(steps))
 

@@ -91,7 +91,8 @@ def reddit(words: Words) -> Iterator[str]:
             parent = f"t1_{rng.choice(comments)}" if comments and rng.random() < 0.6 else f"t3_{name}"
             comments.append(f"{name}c{number}")
             fields: dict[str, Any] = {"id": comments[-1], "link_id": f"t3_{name}", "parent_id": parent}
-            fields |= {"body": words(3, 70), "author": f"user_{rng.randrange(10**6)}", "score": int(rng.expovariate(0.1))}
+            fields |= {"body": words(3, 70), "author": f"user_{rng.randrange(10**6)}"}
+            fields["score"] = int(rng.expovariate(0.1))
             rows.append(fields | shared | {"controversiality": 0, "edited": False, "retrieved_on": 1440797480})
         yield "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
 
