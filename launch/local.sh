@@ -12,9 +12,10 @@
 #   bash launch/local.sh setup                nothing but the environment
 #
 # Everything runs in the checkout's folder: paths in arguments are relative to it, those in variables to where you are.
-# The environment is .venv in the checkout, with the versions of constraints/ and with the cuda extra where nvidia-smi
-# answers. It is made anew when the packages that pyproject.toml and constraints/ ask for change, or when an
-# installation was interrupted; otherwise nothing is installed and no network is needed.
+# The environment is .venv in the checkout, with the versions of constraints/, with the cuda extra where nvidia-smi
+# answers and the tpu extra where there are a TPU's device files. It is made anew when the packages that pyproject.toml
+# and constraints/ ask for change, or when an installation was interrupted; otherwise nothing is installed and no
+# network is needed.
 set -euo pipefail
 
 here=$PWD
@@ -68,7 +69,11 @@ pip_install() { "$python" -m pip --disable-pip-version-check install -qq -c "$ro
 
 make_environment() {
     local extras=test base
-    if nvidia-smi >/dev/null 2>&1; then extras=test,cuda; fi
+    if nvidia-smi >/dev/null 2>&1; then
+        extras=test,cuda
+    elif compgen -G '/dev/accel[0-9]*' >/dev/null || compgen -G '/dev/vfio/[0-9]*' >/dev/null; then
+        extras=test,tpu
+    fi
     # An environment with CUDA also serves a machine of the same cluster that has no GPU.
     if made_from installed "$extras" || made_from installed test,cuda; then return; fi
 
