@@ -6,6 +6,7 @@ Without a name all of them run. Rows are appended to OUTPUT/NAME.jsonl, with the
 """
 
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ def run(name: str, output: Path, quick: bool) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # contenders share a GPU
     there = names()
     for name in argv[1:]:
         if name not in there:

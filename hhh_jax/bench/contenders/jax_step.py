@@ -3,8 +3,8 @@
 Settings: ``model`` (fields of `ModelConfig`), ``objective``, ``lam``, ``mu``, ``loader`` (see `make_loader`) and
 ``warm_up`` (steps); with ``update_only`` the optimizer's update is all that it does. Answers have ``seconds``,
 ``cpu_seconds`` (of all threads), ``tokens`` and ``rows`` trained on, ``loss``, and ``dispatch``, the median seconds
-that a call of the compiled step takes until it returns; the first one has ``compile_seconds`` and ``sizes``, the numbers of
-rows that batches have.
+that a call of the compiled step takes until it returns; the first one has ``compile_seconds``, which the first losses
+of all sizes took, and ``sizes``, the numbers of rows that batches have.
 """
 
 import functools

@@ -66,12 +66,14 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    baseline = "" if row.baseline is None else _number(row.baseline)
+    baseline = _number(row.baseline) if row.against else ""
     ratio = ""
     if row.ratio is not None and row.ratio_lo is not None and row.ratio_hi is not None:
         ratio = f"{row.ratio:.2f} [{row.ratio_lo:.2f}, {row.ratio_hi:.2f}]"
     return row.name, _number(row.value), row.unit, baseline, row.against, ratio
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

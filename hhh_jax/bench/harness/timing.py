@@ -24,7 +24,7 @@ class Row:
     Attributes:
       name: what was measured.
       unit: of `value` and `baseline`.
-      value: median over rounds.
+      value: median over rounds; None where it can't be measured here, as the note says.
       against: the baseline's name; empty if there is none.
       baseline: its median over rounds, in the same unit.
       ratio: value / baseline, median of the ratios of each round, with its 95% interval `ratio_lo` to `ratio_hi`.
@@ -33,7 +33,7 @@ class Row:
 
     name: str
     unit: str
-    value: float
+    value: float | None
     against: str = ""
     baseline: float | None = None
     ratio: float | None = None
