@@ -3,11 +3,17 @@
     python -m hhh_jax.evaluate --checkpoint=RUN_DIR [--task=NAME] [--split=test] [--selection=best|final]
 
 recomputes result rows of a finished run from its checkpoint and prints them as JSON lines.
+
+    python -m hhh_jax.evaluate --checkpoint=RUN_DIR --evals=hhh,truthfulqa,lambada --intervention=prompt --workdir=OUT
+
+runs evaluations of the paper (`hhh_jax.evals.battery`) on data prepared below ``--data``, bare, prompted, or in the
+dialogue form that a distilled model was trained for.
 """
 
 import functools
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -264,9 +270,17 @@ def main(_: Sequence[str]) -> None:
     from hhh_jax import run
 
     cli.use_compilation_cache()
-    for row in run.recompute_rows(_CHECKPOINT.value, _TASK.value, _SPLIT.value, _SELECTION.value):
-        if distributed.is_first():
-            print(json.dumps(row))
+    if _EVALS.value:
+        from hhh_jax.evals.battery import Settings, run_battery
+
+        if not _WORKDIR.value:
+            raise UserError("--evals needs --workdir, the folder that records and rows are written into")
+        given: dict[str, Any] = {name: flags.FLAGS[name].value for name in Settings._fields}
+        rows = run_battery(Path(_CHECKPOINT.value), _EVALS.value, Path(_WORKDIR.value), Settings(**given))
+    else:
+        rows = run.recompute_rows(_CHECKPOINT.value, _TASK.value, _SPLIT.value, _SELECTION.value)
+    for row in rows if distributed.is_first() else ():
+        print(json.dumps(row))
 
 
 if __name__ == "__main__":
@@ -276,5 +290,14 @@ if __name__ == "__main__":
     _SELECTION = flags.DEFINE_enum(
         "selection", "best", ["best", "final"], "Parameters chosen on validation, or the last."
     )
+    _EVALS = flags.DEFINE_list("evals", [], "Evaluations of hhh_jax.evals.battery, separated by commas.")
+    _WORKDIR = flags.DEFINE_string("workdir", "", "Folder that --evals writes into.")
+    flags.DEFINE_string("intervention", "none", "none, template, prompt, short, or a text file.")
+    flags.DEFINE_string("data", "data", "Folder of prepared folders, each named by its source.")
+    flags.DEFINE_string("templates", None, "A file in the form of hhh_jax/evals/templates.toml.")
+    flags.DEFINE_integer("limit", 0, "First items of every evaluation; 0: all.", lower_bound=0)
+    flags.DEFINE_integer("context", 0, "Tokens of the model's context; 0: those of its training rows.", lower_bound=0)
+    flags.DEFINE_string("toxicity", "detoxify", "A scorer: detoxify, FILE.py:FUNCTION or MODULE:FUNCTION.")
+    flags.DEFINE_bool("run_untrusted_code", False, "Run the code that the model writes, in a sandbox.")
     cli.define_process_flags()
     cli.start(main)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hhh_jax import model, prompts, sharding
+from hhh_jax import distributed, model, prompts, sharding
 from hhh_jax import run as run_lib
 from hhh_jax.checkpoint import read_extra
 from hhh_jax.data import prepared
@@ -37,7 +37,7 @@ class Settings(NamedTuple):
       data: folder of prepared folders, each named by its source.
       templates: the user's templates.toml; None takes ours.
       limit: first items of every evaluation; 0 takes all.
-      selection: ``best`` or ``final`` parameters.
+      selection: ``best`` parameters, where the run has chosen some by validation, or the ``final`` ones.
       context: tokens of the model's context; 0 takes the length of the rows that it was trained on.
       toxicity: a scorer for `toxicity.load_scorer`.
       run_untrusted_code: whether programs of the model may run, in a sandbox.
@@ -47,7 +47,7 @@ class Settings(NamedTuple):
     data: str = "data"
     templates: str | None = None
     limit: int = 0
-    selection: str = "final"
+    selection: str = "best"
     context: int = 0
     toxicity: str = "detoxify"
     run_untrusted_code: bool = False
@@ -123,16 +123,19 @@ def run_battery(checkpoint: Path, names: Sequence[str], output: Path, settings: 
             outcome = EVALUATIONS[name].evaluate(subject, name, records, settings)
             sha = content_sha(records)
             about_rows = about_run | {"data_sha": sha[:12]}
-            folder.mkdir(parents=True, exist_ok=True)
-            run_lib.write_lines(folder / "items.jsonl", outcome.items)
-            run_lib.write_lines(folder / "rows.jsonl", [_full_row(about_rows, row) for row in outcome.rows])
             about = {"evaluation": name, "n_records": len(records), "data_sha256": sha, "notes": outcome.notes}
             shown = [{"name": p.name, "sha256": p.sha256, "is_original": p.is_original} for p in subject.prompts]
-            write_json_atomic(folder / "about.json", about | {"prompts": shown})
+            if distributed.is_first():
+                folder.mkdir(parents=True, exist_ok=True)
+                run_lib.write_lines(folder / "items.jsonl", outcome.items)
+                run_lib.write_lines(folder / "rows.jsonl", [_full_row(about_rows, row) for row in outcome.rows])
+                write_json_atomic(folder / "about.json", about | {"prompts": shown})
+            distributed.agree("it is written")
         rows += _lines(folder / "rows.jsonl")
         items += _lines(folder / "items.jsonl")
-    run_lib.write_lines(output / "items.jsonl", items)
-    run_lib.write_lines(output / "rows.jsonl", rows)
+    if distributed.is_first():
+        run_lib.write_lines(output / "items.jsonl", items)
+        run_lib.write_lines(output / "rows.jsonl", rows)
     return rows
 
 
@@ -150,7 +153,8 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         if there.get(name) != value:
             raise UserError(f"{path}: made with {name} = {there.get(name)!r}, not {value!r}; give another --workdir")
-    write_json_atomic(path, settings)
+    if distributed.is_first():
+        write_json_atomic(path, settings)
 
 
 def _subject(checkpoint: Path, settings: Settings) -> tuple[Subject, dict[str, Any]]:

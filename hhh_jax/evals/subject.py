@@ -1,6 +1,7 @@
 """What is evaluated: a model of several seeds, the form in which it is asked, and the prompt in front of it."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,9 @@ from hhh_jax.data.tokenizer import Tokenizer
 from hhh_jax.evals.templates import Templates
 from hhh_jax.prompts import DialoguePrompt
 from hhh_jax.scoring import NO_PREFIX, ItemScores, Prefix, Scorer, compute_prefix
+
+FITTING = 0.8
+"""Share of the items that have to fit in the model's context behind a prompt."""
 
 
 class Subject(NamedTuple):
@@ -51,7 +55,9 @@ class Outcome(NamedTuple):
 def read_prompt(
     subject: Subject, texts: dict[str, list[str]], more_tokens: int = 0, before: str = ""
 ) -> tuple[Prefix, str]:
-    """The prompt that leaves room for the longest item, computed once, and a sentence on it.
+    """The first prompt that leaves room for the items, computed once, and a sentence on it.
+
+    A few long items don't decide: a prompt is taken if `FITTING` of the items fit, and the others are errors then.
 
     Args:
       texts: of each item by id, the texts of which the longest has to fit behind the prompt.
@@ -66,13 +72,19 @@ def read_prompt(
         return (compute_prefix(subject.scorer, tokens), "no prompt") if len(tokens) else (NO_PREFIX, "no prompt")
     flat = [(name, text) for name, some in texts.items() for text in some]
     sizes = [len(tokens) for tokens in subject.tokenizer.encode_batch([text for _, text in flat])]
-    longest = max(range(len(flat)), key=sizes.__getitem__)
+    needed: dict[str, int] = {}
+    for (name, _), size in zip(flat, sizes, strict=True):
+        needed[name] = max(needed.get(name, 0), size + more_tokens + 1)  # the end-of-context token that a reward needs
+    names = sorted(needed, key=needed.__getitem__)
+    deciding = names[math.ceil(FITTING * len(names)) - 1]
     prefixes = [encode(prompt.text + before) for prompt in subject.prompts]
-    needed = sizes[longest] + more_tokens + 1  # an end-of-context token, where there is a reward
     chosen, note = prompts.choose(
-        subject.prompts, [len(tokens) for tokens in prefixes], flat[longest][0], needed, subject.scorer.length
+        subject.prompts, [len(tokens) for tokens in prefixes], deciding, needed[deciding], subject.scorer.length
     )
-    return compute_prefix(subject.scorer, prefixes[subject.prompts.index(chosen)]), note
+    prefix = prefixes[subject.prompts.index(chosen)]
+    left_out = sum(size + len(prefix) > subject.scorer.length for size in needed.values())
+    more = f"; {left_out} of {len(needed)} items exceed the context with it and are errors" if left_out else ""
+    return compute_prefix(subject.scorer, prefix), note + more
 
 
 def one_seed(scorer: Scorer, prefix: Prefix, number: int) -> tuple[Scorer, Prefix]:
