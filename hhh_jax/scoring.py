@@ -8,7 +8,6 @@ paper chooses by; `evaluate.score_pairs` and `score_documents` score what runs a
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from hhh_jax import sharding
+from hhh_jax import distributed, sharding
 from hhh_jax.cache import Cache, KeyValues
 from hhh_jax.data.loader import document_batches
 from hhh_jax.data.options import option_batches
@@ -26,6 +25,7 @@ from hhh_jax.data.tokenizer import Tokenizer
 from hhh_jax.errors import UserError
 from hhh_jax.model import ModelConfig, Params, check_length, hidden_states, hidden_states_after, rewards
 from hhh_jax.objectives import Outputs
+from hhh_jax.storage import open_path
 from hhh_jax.train import over_seeds
 
 
@@ -68,7 +68,7 @@ def load_scorer(
     """
     from hhh_jax import run
 
-    workdir = Path(checkpoint)
+    workdir = open_path(checkpoint)
     c, tokenizer = run.load_config(workdir)
     there, chosen = tuple(c.seeds), tuple(seeds) or tuple(c.seeds)
     for seed in chosen:
@@ -167,7 +167,8 @@ def compiled_forward(model: ModelConfig, n_seeds: int, mesh: Mesh, want: tuple[s
 
 
 def _on_mesh(scorer: Scorer, batch: Batch) -> Batch:
-    return jax.device_put(batch, NamedSharding(scorer.mesh, sharding.P(("data", "fsdp"))))
+    """A batch that all processes have, its rows divided among the devices."""
+    return distributed.place(batch, NamedSharding(scorer.mesh, sharding.P(("data", "fsdp"))))
 
 
 def batch_rows(scorer: Scorer, length: int, n_tokens: int) -> int:

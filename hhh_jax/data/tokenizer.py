@@ -17,6 +17,7 @@ END_OF_CONTEXT = "<|endofcontext|>"
 PAD = "<|pad|>"
 MIN_VOCAB_SIZE = 256 + 2
 MAX_VOCAB_SIZE = 2**16
+_BATCH = 1024  # texts; the library keeps a hundred bytes a token until a batch is through
 
 
 class Tokenizer:
@@ -38,7 +39,11 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
         """`encode` of every text, in parallel."""
-        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in self._bpe.encode_batch(texts)]
+        return [
+            np.asarray(encoding.ids, dtype=np.int32)
+            for start in range(0, len(texts), _BATCH)
+            for encoding in self._bpe.encode_batch(texts[start : start + _BATCH])
+        ]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; the two special tokens decode to nothing, broken UTF-8 to U+FFFD."""
@@ -49,14 +54,16 @@ class Tokenizer:
 
         Raises UserError if the tokenizer is not a byte-level one.
         """
+        from tokenizers import decoders
+
+        if not isinstance(self._bpe.decoder, decoders.ByteLevel):
+            raise UserError("to sample takes a byte-level tokenizer, and this one is not")
         byte_of = _bytes_by_letter()
         spellings = [b""] * self.vocab_size
         for spelling, i in self._bpe.get_vocab().items():
-            if i in (self.eoc_id, self.pad_id):
-                continue
-            if not all(letter in byte_of for letter in spelling):
-                raise UserError(f"token {spelling!r} is not spelled in bytes; give a byte-level tokenizer")
-            spellings[i] = bytes(byte_of[letter] for letter in spelling)
+            if i not in (self.eoc_id, self.pad_id):
+                in_bytes = all(letter in byte_of for letter in spelling)  # added tokens are spelled as they are
+                spellings[i] = bytes(byte_of[letter] for letter in spelling) if in_bytes else spelling.encode()
         return spellings
 
     def to_json(self) -> str:

@@ -77,3 +77,29 @@ def test_too_little_text():
 def test_not_a_tokenizer(text):
     with pytest.raises(UserError, match="not a tokenizer"):
         Tokenizer.from_json(text)
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, BYTES_ONLY], ids=["300", "258"])
+def test_bytes_of_tokens_are_those_of_the_text(tokenizer):
+    spellings = tokenizer.token_bytes()
+    assert spellings[tokenizer.eoc_id] == spellings[tokenizer.pad_id] == b""
+    assert set(range(256)) <= {spelling[0] for spelling in spellings if len(spelling) == 1}
+
+    @given(st.text())
+    def check(text):
+        assert b"".join(spellings[i] for i in tokenizer.encode(text)) == text.encode()
+
+    check()
+
+
+def test_bytes_of_tokens_that_were_added_as_they_are():
+    import tokenizers
+
+    bpe = tokenizers.Tokenizer.from_str(TOKENIZER.to_json())
+    bpe.add_tokens([tokenizers.AddedToken("   ", normalized=False)])
+    tokenizer = Tokenizer(bpe)
+    ids = tokenizer.encode("a   b")
+    assert b"".join(tokenizer.token_bytes()[i] for i in ids) == b"a   b" and tokenizer.vocab_size - 1 in ids
+    bpe.decoder = tokenizers.decoders.WordPiece()
+    with pytest.raises(UserError, match="byte-level"):
+        Tokenizer(bpe).token_bytes()
