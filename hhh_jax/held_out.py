@@ -46,7 +46,7 @@ def full_row(this: Run, row: dict[str, Any]) -> dict[str, Any]:
     """A result row with all that the run's config says of it."""
     c = this.config
     preference = c.objective.name == "preference"
-    stage = c.stage if c.stage in ("pretrain", "lm_finetune", "pmp") else "finetune"
+    stage = "finetune" if c.stage in ("imitation", "binary", "ranked") else c.stage
     return {
         "study": c.labels.study, "run": this.workdir.name, "stage": stage, "ladder": c.ladder,
         "n_layer": c.model.n_layer, "N": model.count_params(this.step_config.model)["n"],
