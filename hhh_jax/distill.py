@@ -1,9 +1,9 @@
 """Context distillation's teacher: it runs once over a prompt and text, and what it expects of each token is stored.
 
     python -m hhh_jax.distill --teacher=runs/pretrain-98k --prompt=short --data=stdlib --rows=512 --output=DIR
-    python -m hhh_jax.main --config=configs/distill.py:98k,data=DIR,init=runs/pretrain-98k --workdir=runs/distilled
+    python -m hhh_jax.main --config=configs/distill.py:98k,data=DIR,init=runs/pretrain-98k --workdir=runs/student
 
-Students of any size train on ``KL(teacher(X | prompt) || student(X))`` (eq. 2.1) over the teacher's top ``k`` tokens and
+Students of any size train on ``KL(teacher(X | prompt) || student(X))`` (eq. 2.1) over the teacher's top k tokens and
 all others together (B.5). The rows are a dataset of their own (`hhh_jax.data.labeled_rows`); a killed teacher goes on
 with the part that it was at.
 
@@ -146,9 +146,9 @@ def make(teacher_dir: Path, output: Path, asked: Asked) -> dict[str, Any]:
 
 
 def job(directory: Path, *, after: Path | None, study: str, **asked: Any) -> None:
-    """As a run of a study: rows of the teacher `after`, at `directory`; `asked` are the fields of `Asked`."""
+    """As a run of a study: `directory` holds the rows of the teacher `after`; `asked` are the fields of `Asked`."""
     assert after is not None
-    make(after, directory / "rows", Asked(**asked))
+    make(after, directory, Asked(**asked))
     run_lib.write_lines(directory / "rows.jsonl", [])
     run_lib.write_lines(directory / "items.jsonl", [])
 

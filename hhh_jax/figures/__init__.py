@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hhh_jax import results
 from hhh_jax.errors import UserError
-from hhh_jax.figures import objectives, paper, pmp, scaling, style
+from hhh_jax.figures import objectives, paper, pmp, prompting, scaling, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,6 +93,65 @@ FIGURES = {
         "more (T1 to T4), on the binarized form (Tb), or not at all. The paper: the less scrambled the "
         "better, binary between moderate and strong.",
         numbers=(33,),
+    ),
+    "figure2": Drawing(
+        prompting.hhh,
+        "Prompting and distillation on HHH comparisons",
+        "As the paper's figures 2 (left) and 20 (left). Share of comparisons in which the better answer has the "
+        "higher empirical mutual information with its question, for the bare model and every intervention. The "
+        "paper: prompting helps large models, distillation as much, finetuning on the prompt less.",
+        numbers=(2, 20),
+    ),
+    "figure6": Drawing(
+        prompting.hhh_and_truthfulqa,
+        "HHH by category, and TruthfulQA",
+        "As the paper's figure 6: prompted models on each category of HHH, and TruthfulQA MC1 if it was run.",
+        numbers=(6,),
+    ),
+    "figure7": Drawing(
+        prompting.lambada,
+        "LAMBADA and what an intervention costs on it",
+        "As the paper's figure 7. Left: accuracy of the last word. Right: accuracy of the bare model less that with "
+        "the intervention, so above zero is a tax. (In the paper's figure the sign is the opposite of its label.)",
+        numbers=(7,),
+    ),
+    "figure8": Drawing(
+        prompting.toxicity,
+        "Toxicity",
+        "As the paper's figures 8 and 22. Mean toxicity of samples after toxic and nontoxic prompts.",
+        numbers=(8, 22),
+    ),
+    "figure10": Drawing(
+        prompting.code,
+        "Code, with and without the prompt",
+        "As the paper's figures 2 (right) and 10. pass@1 and pass@10 by the unbiased estimator.",
+        numbers=(2, 10),
+    ),
+    "figure21": Drawing(
+        prompting.truthfulqa,
+        "TruthfulQA by every metric",
+        "As the paper's figure 21. The official metric is the summed log-probability.",
+        numbers=(21,),
+    ),
+    "figure23": Drawing(
+        prompting.toxicity_extremes,
+        "Toxicity: expected maximum and probability",
+        "As the paper's figure 23, over the samples of each prompt.",
+        numbers=(23,),
+    ),
+    "figure25": Drawing(
+        prompting.lambada_formats,
+        "LAMBADA in four formats",
+        "As the paper's figure 25: the format of a task can matter more than the size of the model.",
+        numbers=(25,),
+    ),
+    "figure26": Drawing(
+        prompting.counting,
+        "Counting: told or trained",
+        "As the paper's figure 26. Left: the loss of each number after those before it falls like 1/n, as Laplace's "
+        "rule has it. Right: the loss of 64 to 71 after 1 to 63 in context, and after so many steps of training on "
+        "1 to 63.",
+        numbers=(26,),
     ),
 }
 

@@ -4,6 +4,7 @@ The rows are those of `hhh_jax.evals.battery`, one a seed. A point is the mean o
 variance over seeds to the mean of their intervals over items, which the seeds share.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,8 @@ ARMS = {  # intervention -> name, color, marker
     "short": ("short prompt", style.SKY, "s"),
     "distilled+template": ("distilled", style.VERMILION, "D"),
     "distilled_unprompted+template": ("distilled without prompt", style.ORANGE, "d"),
-    "finetuned+template": ("finetuned on the prompt", style.GREEN, "^"),
 }
+OTHER_ARMS = ((style.GREEN, "^"), (style.PURPLE, "v"), (style.YELLOW, "<"), ("#8c6d31", ">"))
 RANKERS = {
     "sum_logp": ("summed log-probability", style.BLUE, "s"),
     "mean_logp": ("mean log-probability", style.GREEN, "^"),
@@ -56,11 +57,20 @@ def _evaluated(table: "pd.DataFrame", **where: Any) -> "pd.DataFrame":
     return style.select(table, stage="evaluate", **where)
 
 
+def arms_of(rows: "pd.DataFrame") -> dict[str, tuple[str, str, str]]:
+    """Name, color and marker of each intervention that the rows have: known ones first, then others by name."""
+    found = set(rows["intervention"])
+    others = sorted(found - ARMS.keys(), key=lambda arm: [int(t) if t.isdigit() else 0 for t in arm.split("_")])
+    named = {arm: arm.removesuffix("+template").replace("_", " ") for arm in others}
+    looks = itertools.cycle(OTHER_ARMS)
+    known = {arm: look for arm, look in ARMS.items() if arm in found}
+    return known | {arm: (named[arm], *next(looks)) for arm in others}
+
+
 def _arms(ax: "Axes", rows: "pd.DataFrame", ylabel: str) -> None:
     """A line for each intervention that the rows have, against model size."""
-    present = [arm for arm in ARMS if arm in set(rows["intervention"])]
-    for index, arm in enumerate(present):
-        label, color, marker = ARMS[arm]
+    present = arms_of(rows)
+    for index, (arm, (label, color, marker)) in enumerate(present.items()):
         shift = 0.012 * (index - (len(present) - 1) / 2)
         style.band(ax, pooled(rows[rows["intervention"] == arm]), "N", label, color, marker, shift)
     style.size_axis(ax, sorted(rows["N"].astype(float).unique()))
@@ -120,15 +130,15 @@ def hhh_and_truthfulqa(table: "pd.DataFrame") -> "Figure":
 def truthfulqa(table: "pd.DataFrame") -> "Figure":
     """Figure 21: TruthfulQA MC1 by every metric, a panel an intervention."""
     rows = style.need(_evaluated(table, task="truthfulqa", metric="accuracy", ranker=list(RANKERS)), "TruthfulQA")
-    present = [arm for arm in ARMS if arm in set(rows["intervention"])]
+    present = arms_of(rows)
     figure, axes = style.new_figure(len(present), sharey=True)
-    for ax, arm in zip(axes[0], present, strict=True):
+    for ax, (arm, (name, _, _)) in zip(axes[0], present.items(), strict=True):
         _trivial(ax, table, "truthfulqa")
         for ranker, (label, color, marker) in RANKERS.items():
             lines = rows[(rows["intervention"] == arm) & (rows["ranker"] == ranker)]
             style.band(ax, pooled(lines), "N", label, color, marker)
         style.size_axis(ax, sorted(rows["N"].astype(float).unique()))
-        ax.set_title(ARMS[arm][0])
+        ax.set_title(name)
     axes[0, 0].set_ylabel("accuracy")
     style.legend_below(figure, list(axes[0]), columns=3)
     return figure

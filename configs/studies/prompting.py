@@ -1,0 +1,112 @@
+"""Section 2 of the paper on a CPU: bare, prompted, finetuned on the prompt, and with the prompt distilled.
+
+    python -m hhh_jax.study --config=configs/studies/prompting.py --workdir=runs/prompting
+
+1. language models of three sizes with a context of 1024 tokens, which holds the short prompt and an item
+2. teachers: the largest of them reads the short prompt in front of text, and the same without it (control)
+3. students of every size; finetuning on the prompt as a curve over steps
+4. our own HHH comparisons, bare, in the dialogue form and prompted: figures 2 (left), 6 and 20
+5. counting: told against trained (figure 26)
+
+Models of these sizes answer at chance; what is real here is that the whole of section 2 runs, with intervals. With
+``:data=DIR``, a folder with prepared ``hhh_alignment``, ``truthfulqa`` and ``lambada``, these are evaluated too.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import ml_collections
+
+from hhh_jax import config
+from hhh_jax.errors import UserError
+from hhh_jax.study import RUN, Job, Planned
+
+CONTEXT = 1024
+REAL = ("hhh", "truthfulqa", "lambada")
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    """Numbers of the study; `arg` is empty or ``data=DIR``."""
+    key, _, folder = arg.partition("=")
+    if key not in ("", "data") or (key and not folder):
+        raise UserError(f"configs/studies/prompting.py:{arg}: give data=DIR, or nothing")
+    c = ml_collections.ConfigDict()
+    c.name = "prompting"
+    c.data = folder
+    c.rungs = ("12k", "98k", "332k")
+    c.seeds = (0, 1, 2)
+    c.tokens = 1e5
+    c.teacher_rows = 64
+    c.row_length = 256
+    c.prompt_steps = (1, 4, 16)
+    c.counting = {"rung": "98k", "tokens": 4e5, "steps": (1, 2, 4, 8, 16)}
+    return c
+
+
+def runs(c: ml_collections.ConfigDict) -> list[Planned]:
+    """All runs, every one after those that it needs."""
+    return [*_pretraining(c), *_distillation(c), *_prompt_finetuning(c), *_counting(c)]
+
+
+def _lm(c: ml_collections.ConfigDict, stage: str, rung: str, source: str, **settings: Any) -> ml_collections.ConfigDict:
+    run = config.base_config(stage, rung)
+    run.seeds, run.labels.study, run.data.source = c.seeds, c.name, source
+    run.data.row_length, run.model.max_positions, run.batch.rows, run.eval.rows = CONTEXT, CONTEXT, 2, 4
+    run.eval.limit = run.eval.validation_limit = 50
+    run.term_norms_every = 0
+    for name, value in settings.items():
+        section, _, key = name.rpartition(".")
+        (run[section] if section else run)[key] = value
+    return run
+
+
+def _evaluations(c: ml_collections.ConfigDict, after: str, interventions: tuple[str, ...]) -> Iterator[Planned]:
+    evals = ("own_hhh", *(REAL if c.data else ()))
+    for how in interventions:
+        arguments = {"evals": list(evals), "intervention": how, "data": c.data, "context": CONTEXT}
+        yield Planned(f"evaluate-{after}-{how}", job=Job("evals.battery", arguments), after=after)
+
+
+def _pretraining(c: ml_collections.ConfigDict) -> Iterator[Planned]:
+    for rung in c.rungs:
+        yield Planned(f"pretrain-{rung}", _lm(c, "pretrain", rung, "stdlib", tokens=c.tokens))
+        yield from _evaluations(c, f"pretrain-{rung}", ("none", "template", "short"))
+
+
+def _distillation(c: ml_collections.ConfigDict) -> Iterator[Planned]:
+    arms = {"short": "distilled", "none": "distilled_unprompted"}
+    for prompt in arms:
+        arguments = {
+            "prompt": prompt, "piece": 0, "data": "stdlib", "dialogues": "", "rows": c.teacher_rows,
+            "row_length": c.row_length, "k": 50, "seed": -1,
+        }  # fmt: skip
+        yield Planned(f"teacher-{prompt}", job=Job("distill", arguments), after=f"pretrain-{c.rungs[-1]}")
+    for rung in c.rungs:
+        for prompt, arm in arms.items():
+            settings = {"data.row_length": c.row_length, "batch.rows": 4, "epochs": 2.0, "labels.intervention": arm}
+            student = _lm(c, "distill", rung, f"{RUN}teacher-{prompt}", **settings)
+            yield Planned(f"{arm}-{rung}", student, f"pretrain-{rung}")
+            yield from _evaluations(c, f"{arm}-{rung}", ("template",))
+
+
+def _prompt_finetuning(c: ml_collections.ConfigDict) -> Iterator[Planned]:
+    for rung in c.rungs:
+        for steps in c.prompt_steps:
+            settings = {"steps": steps, "batch.rows": 1, "labels.intervention": f"finetuned_{steps}_steps"}
+            name = f"finetuned_{steps}_steps-{rung}"
+            yield Planned(name, _lm(c, "lm_finetune", rung, "prompt:short", **settings), f"pretrain-{rung}")
+            yield from _evaluations(c, name, ("template",))
+
+
+def _counting(c: ml_collections.ConfigDict) -> Iterator[Planned]:
+    rung, length = c.counting.rung, {"data.row_length": 256, "model.max_positions": 256, "model.vocab_size": 480}
+    arguments = {"evals": ["counting"], "intervention": "none", "context": 256}
+    start = f"pretrain-counting-{rung}"
+    settings = {"tokens": c.counting.tokens, "batch.rows": 8, **length}
+    yield Planned(start, _lm(c, "pretrain", rung, "counting", **settings))
+    yield Planned(f"evaluate-{start}", job=Job("evals.battery", arguments), after=start)
+    for steps in c.counting.steps:
+        settings = {"steps": steps, "batch.rows": 1, "labels.intervention": f"trained_{steps}_steps", **length}
+        name = f"counting-trained_{steps}_steps-{rung}"
+        yield Planned(name, _lm(c, "lm_finetune", rung, "counting:1-63", **settings), start)
+        yield Planned(f"evaluate-{name}", job=Job("evals.battery", arguments), after=name)
