@@ -76,11 +76,10 @@ def results(this: Run, state: train.State, selections: tuple[str, ...]) -> tuple
         logp_GxD, n_D = evaluate.score_documents(scorer, this.data.test)
         for g, seed in enumerate(seeds):
             rows.append({"seed": seed, "metric": "loss", "value": -logp_GxD[g].sum() / n_D.sum(), "n_items": len(n_D)})
-            for d, document in enumerate(this.data.test_documents):
+            for d, (name, group, n_bytes) in enumerate(map(this.data.test.about, range(len(n_D)))):
                 items.append(where | {
-                    "selection": "final", "seed": seed, "item_id": document.id, "group_id": document.group,
-                    "option": "text", "n_tokens": int(n_D[d]), "n_bytes": len(document.text.encode()),
-                    "logp_sum": float(logp_GxD[g, d]),
+                    "selection": "final", "seed": seed, "item_id": name, "group_id": group, "option": "text",
+                    "n_tokens": int(n_D[d]), "n_bytes": n_bytes, "logp_sum": float(logp_GxD[g, d]),
                 })  # fmt: skip
         return [full_row(this, row) for row in rows], items
     ranker = RANKERS[c.objective.name]
@@ -117,11 +116,10 @@ def untuned_results(this: Run, state: train.State) -> tuple[list[dict], list[dic
     rows, items = [], []
     c = this.config
     for task in c.eval.tasks:
-        data = stage_data.read_pairs(c, task, "test")
-        pairs = stage_data.tokenized_pairs(c, data.records, this.data.tokenizer, data.counts)
+        pairs, _, sha = stage_data.load_split(c, task, "test", this.data.tokenizer)
         scores = evaluate.score_pairs(make_scorer(this, state["params"]), pairs, ("logp",))
         for row in evaluate.pair_rows(scores, tuple(c.seeds), "best", ("mean_logp",)):
-            about = {"objective": "untuned", "task": task, "data_sha": data.sha[:12], "lambda": "", "mu": ""}
+            about = {"objective": "untuned", "task": task, "data_sha": sha[:12], "lambda": "", "mu": ""}
             rows.append(full_row(this, row) | about)
         items += evaluate.pair_items(scores, pairs, tuple(c.seeds), task=task, split="test", selection="best")
     return rows, items

@@ -247,8 +247,7 @@ def recompute_rows(checkpoint: str, task: str, split: str, selection: str) -> li
         seeds = tuple(extra["pretrain_seeds"])
         this = Run(c, workdir, data, sc, _total_steps(c, data), seeds, extra["config_sha"], time.monotonic())
         return results(this, state, (selection,))[0]
-    read = stage_data.read_pairs(c, name, split)
-    pairs = stage_data.tokenized_pairs(c, read.records, tokenizer, read.counts)
+    pairs, _, _ = stage_data.load_split(c, name, split, tokenizer)
     params = state["best"]["params"] if selection == "best" and "best" in state else state["params"]
     scorer = evaluate.Scorer(
         sc.model, params, len(c.seeds), mesh, c.eval.rows, c.data.row_length, c.data.slots, tokenizer.pad_id

@@ -39,8 +39,9 @@ def score_file(
     """
     import jax
 
-    from hhh_jax import evaluate, held_out, run, sharding, stage_data, stats
+    from hhh_jax import evaluate, held_out, run, sharding, stats
     from hhh_jax.data import files
+    from hhh_jax.data.packing import tokenize_pairs
     from hhh_jax.storage import open_path
 
     workdir = open_path(checkpoint)
@@ -48,7 +49,6 @@ def score_file(
     seed = c.seeds[0] if seed is None else seed
     if seed not in c.seeds:
         raise UserError(f"--seed={seed}: {checkpoint} has seeds {', '.join(map(str, c.seeds))}")
-    c.data.binarize = False
     mesh = sharding.make_mesh(**c.mesh)
     step_config = run.make_step_config(c, tokenizer.vocab_size, mesh)
     state = run.load_state(workdir, step_config)
@@ -56,7 +56,8 @@ def score_file(
     index = list(c.seeds).index(seed)
     params = jax.tree.map(lambda x: x[index : index + 1], params)
     pairs, _, counts = files.read_pairs(path, bad_rows)
-    tokenized = stage_data.tokenized_pairs(c, pairs, tokenizer, counts)
+    d = c.data
+    tokenized = tokenize_pairs(pairs, tokenizer, d.max_tokens, d.row_length, counts, share_context=d.share_context)
     if not tokenized:
         raise UserError(f"{path}: no pair is left to score: {json.dumps(counts.as_dict())}")
     scorer = evaluate.Scorer(

@@ -1,5 +1,6 @@
 """What one run trains on and is tested on: records read by name, tokenized, and ready to be packed."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -9,15 +10,15 @@ from typing import Any, NamedTuple
 import ml_collections
 import numpy as np
 
-from hhh_jax.data import datasets, labeled_rows
+from hhh_jax.data import datasets, files, labeled_rows, token_store
 from hhh_jax.data.labeled_rows import RowLoader
 from hhh_jax.data.loader import DocumentLoader, PairLoader
-from hhh_jax.data.packing import TokenizedPair, tokenize_documents, tokenize_pairs
-from hhh_jax.data.records import SPLITS, Counts, Dataset, Document, Pair
+from hhh_jax.data.packing import TokenizedPair
+from hhh_jax.data.records import SPLITS, Counts, Dataset
+from hhh_jax.data.token_store import PairForm
 from hhh_jax.data.tokenizer import Tokenizer, train_tokenizer
 from hhh_jax.errors import UserError
 from hhh_jax.storage import open_path
-
 
 FORM_OF_ROWS = {"distillation": "teacher", "discriminator": "discriminator"}
 """Objectives that train on labeled rows, and which."""
@@ -32,7 +33,6 @@ class StageData(NamedTuple):
       train: training batches by step.
       train_pairs: the training pairs; None in language-modeling stages.
       validation, test: tokenized pairs or documents, or labeled rows.
-      test_documents: the documents behind `test`; empty in stages on pairs.
       counts: what was read, kept and dropped in each split, and its hash.
       sha: hash of all that was read, first 12 digits.
     """
@@ -40,10 +40,9 @@ class StageData(NamedTuple):
     name: str
     tokenizer: Tokenizer
     train: PairLoader | DocumentLoader | RowLoader
-    train_pairs: list[TokenizedPair] | None
+    train_pairs: Sequence[TokenizedPair] | None
     validation: Any
     test: Any
-    test_documents: list[Document]
     counts: dict[str, Any]
     sha: str
 
@@ -51,6 +50,20 @@ class StageData(NamedTuple):
     def n_train_pairs(self) -> int:
         """Distinct training pairs, 0 in language-modeling stages."""
         return len(self.train_pairs or ())
+
+
+class Split(NamedTuple):
+    """What a run uses of one split of a source.
+
+    Attributes:
+      items: tokenized pairs or documents.
+      counts: what was read, kept and dropped.
+      sha: hash of the records (`content_sha`).
+    """
+
+    items: Any
+    counts: Counts
+    sha: str
 
 
 def stored_tokenizer(c: ml_collections.ConfigDict, source: dict[str, Any] | None) -> Tokenizer | None:
@@ -65,10 +78,28 @@ def stored_tokenizer(c: ml_collections.ConfigDict, source: dict[str, Any] | None
 
 
 def load(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None, row_multiple: int) -> StageData:
-    """Reads the three splits of ``data.source``; without a tokenizer, one is trained on the training split."""
+    """Reads the splits of ``data.source``; without a tokenizer, one is trained on the training split."""
     if c.objective.name in FORM_OF_ROWS:
         return _load_rows(c, tokenizer)
-    return _load_documents(c, tokenizer) if c.objective.name == "lm" else _load_pairs(c, tokenizer, row_multiple)
+    documents = c.objective.name == "lm"
+    tokenizer = tokenizer or _train_tokenizer(c, documents)
+    splits = {split: load_split(c, c.data.source, split, tokenizer, documents) for split in SPLITS}
+    counts = {name: split.counts.as_dict() | {"sha256": split.sha} for name, split in splits.items()}
+    for name, split in splits.items():
+        if not split.items:
+            raise UserError(f"{c.data.source}: no pair is left in its {name} split: {json.dumps(counts[name])}")
+    train, validation, test = (split.items for split in splits.values())
+    d = c.data
+    loader: PairLoader | DocumentLoader
+    if documents:
+        counts["train"]["tokens"] = int(train.sizes_D.sum())
+        loader = DocumentLoader(train, c.batch.rows, d.row_length, tokenizer.pad_id)
+    else:
+        loader = PairLoader(
+            train, c.batch.pairs, d.row_length, d.slots, tokenizer.pad_id, row_multiple, d.share_context, d.row_sizes
+        )
+    sha = "".join(split.sha[:4] for split in splits.values())
+    return StageData(d.source, tokenizer, loader, None if documents else train, validation, test, counts, sha)
 
 
 def _load_rows(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None) -> StageData:
@@ -88,72 +119,59 @@ def _load_rows(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None) -> Sta
     sha = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
     return StageData(
         name=c.data.source, tokenizer=theirs, train=RowLoader(splits["train"], c.batch.rows, theirs.pad_id),
-        train_pairs=None, validation=splits["validation"], test=splits["test"], test_documents=[], counts=counts,
-        sha=sha,
+        train_pairs=None, validation=splits["validation"], test=splits["test"], counts=counts, sha=sha,
     )  # fmt: skip
 
 
-def read_pairs(c: ml_collections.ConfigDict, name: str, split: str) -> Dataset:
-    """The pairs of a task or file in one split, cut to the config's limit for it."""
-    return datasets.load_pairs(
-        name, split, bad_rows=c.data.bad_rows, seed=c.data.seed, limit=_limit(c, split) or None
-    )
-
-
-def _limit(c: ml_collections.ConfigDict, split: str) -> int:
-    return {"train": c.data.limit, "validation": c.eval.validation_limit, "test": c.eval.limit}[split]
-
-
-def tokenized_pairs(
-    c: ml_collections.ConfigDict, records: Sequence[Pair], tokenizer: Tokenizer, counts: Counts
-) -> list[TokenizedPair]:
-    """Pairs in the form that the config asks for; what is dropped is counted in `counts`."""
+def load_split(
+    c: ml_collections.ConfigDict, name: str, split: str, tokenizer: Tokenizer, documents: bool = False
+) -> Split:
+    """The pairs (or documents) of a task, file or folder in one split, cut to the config's limit for it."""
     d = c.data
-    return tokenize_pairs(
-        records, tokenizer, d.max_tokens, d.row_length, counts, binarize=d.binarize, share_context=d.share_context
-    )
+    form = None if documents else PairForm(d.max_tokens, d.row_length, d.binarize, d.share_context)
+    if token_store.is_large(name):
+        source = _source(c, name, split, documents)
+        store = token_store.on_disk(source, tokenizer, form)
+        chosen = _choose(c, source, split, store.arrays["places"], store.arrays["named"])
+    else:
+        data = _read(c, name, split, documents)
+        store = token_store.in_memory(data.records, data.counts, tokenizer, form)
+        chosen = np.arange(len(data.records))
+    return Split(*store.choose(chosen))
 
 
-def _load_pairs(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None, row_multiple: int) -> StageData:
-    tokenized, counts, shas = {}, {}, []
-    for split in ("train", "validation", "test"):
-        data = read_pairs(c, c.data.source, split)
-        if tokenizer is None:  # the training split comes first
-            texts = (text for pair in data.records for text in (pair.context, pair.good, pair.bad))
-            tokenizer = train_tokenizer(texts, c.model.vocab_size)
-        pairs = tokenized_pairs(c, data.records, tokenizer, data.counts)
-        if not pairs:
-            found = json.dumps(data.counts.as_dict())
-            raise UserError(f"{c.data.source}: no pair is left in its {split} split: {found}")
-        tokenized[split], counts[split] = pairs, data.counts.as_dict() | {"sha256": data.sha}
-        shas.append(data.sha[:4])
-    assert tokenizer is not None
-    loader = PairLoader(
-        tokenized["train"], c.batch.pairs, c.data.row_length, c.data.slots, tokenizer.pad_id, row_multiple,
-        c.data.share_context, c.data.row_sizes,
-    )  # fmt: skip
-    return StageData(
-        c.data.source, tokenizer, loader, tokenized["train"], tokenized["validation"], tokenized["test"], [],
-        counts, "".join(shas),
-    )  # fmt: skip
+def _read(c: ml_collections.ConfigDict, name: str, split: str, documents: bool) -> Dataset:
+    limit, bad_rows = _limit(c, split, documents), c.data.bad_rows
+    if documents:
+        return datasets.load_documents(name, split, bad_rows=bad_rows, limit=limit)
+    return datasets.load_pairs(name, split, bad_rows=bad_rows, seed=c.data.seed, limit=limit)
 
 
-def _load_documents(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None) -> StageData:
-    documents: dict[str, list[Document]] = {}
-    counts, shas = {}, []
-    for split in ("train", "validation", "test"):
-        data = datasets.load_documents(c.data.source, split, bad_rows=c.data.bad_rows)
-        documents[split] = data.records if split == "train" else data.records[: _limit(c, split) or None]
-        counts[split] = data.counts.as_dict() | {"sha256": data.sha}
-        shas.append(data.sha[:4])
-    if tokenizer is None:
-        tokenizer = train_tokenizer((document.text for document in documents["train"]), c.model.vocab_size)
-    tokenized: dict[str, Sequence[np.ndarray]] = {
-        split: tokenize_documents(records, tokenizer) for split, records in documents.items()
-    }
-    counts["train"]["tokens"] = int(sum(len(document) for document in tokenized["train"]))
-    loader = DocumentLoader(tokenized["train"], c.batch.rows, c.data.row_length, tokenizer.pad_id)
-    return StageData(
-        c.data.source, tokenizer, loader, None, tokenized["validation"], tokenized["test"], documents["test"],
-        counts, "".join(shas),
-    )  # fmt: skip
+def _limit(c: ml_collections.ConfigDict, split: str, documents: bool) -> int | None:
+    train = 0 if documents else c.data.limit
+    return {"train": train, "validation": c.eval.validation_limit}.get(split, c.eval.limit) or None
+
+
+def _source(c: ml_collections.ConfigDict, path: str, split: str, documents: bool) -> files.Source:
+    own = split if files.has_split(path, split) else None
+    return files.Source(path, "documents" if documents else "pairs", c.data.bad_rows, own)
+
+
+def _choose(
+    c: ml_collections.ConfigDict, source: files.Source, split: str, places_N: np.ndarray, named_N: np.ndarray
+) -> np.ndarray:
+    """The numbers of the records that a run uses, in its order: those that `_read` would return."""
+    chosen = np.arange(len(places_N)) if source.split else files.cut_split(places_N, named_N, split, source.path)
+    documents = source.kind == "documents"
+    if not documents:
+        chosen = chosen[datasets.order(len(chosen), split, c.data.seed)]
+    return chosen[: _limit(c, split, documents)]
+
+
+def _train_tokenizer(c: ml_collections.ConfigDict, documents: bool) -> Tokenizer:
+    name, size = c.data.source, c.model.vocab_size
+    if not token_store.is_large(name):
+        return train_tokenizer(token_store.texts(_read(c, name, "train", documents).records), size)
+    source = _source(c, name, "train", documents)
+    choose = functools.partial(_choose, c, source, "train")
+    return token_store.trained_tokenizer(source, size, [c.data.seed, _limit(c, "train", documents)], choose)

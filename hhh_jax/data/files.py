@@ -18,12 +18,14 @@ import itertools
 import json
 import numbers
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import numpy as np
 
 from hhh_jax.data.records import SPLITS, Counts, Document, Pair
-from hhh_jax.data.shards import fraction
+from hhh_jax.data.shards import example, fraction, read_records
 from hhh_jax.errors import UserError
 
 MAX_BYTES = 4 * 2**20  # of a line, and of a document of a .txt file
@@ -32,8 +34,23 @@ HELD_OUT_SHARE = 0.1
 _TOO_LONG = f"longer than {MAX_BYTES} bytes"
 JSON_LINES, TEXT = (".jsonl", ".jsonl.gz"), (".txt", ".txt.gz")
 
-Record = TypeVar("Record", Pair, Document)
 Row = dict[str, Any]
+
+
+class Source(NamedTuple):
+    """What is read.
+
+    Attributes:
+      path: of a file or TFDS folder.
+      kind: ``pairs`` or ``documents``.
+      bad_rows: ``error`` or ``drop``.
+      split: of a folder that has it as its own (`has_split`); None reads all splits.
+    """
+
+    path: str
+    kind: str
+    bad_rows: str = "error"
+    split: str | None = None
 
 
 class BadRow(Exception):
@@ -49,19 +66,27 @@ def read_pairs(
 ) -> tuple[list[Pair], list[str | None], Counts]:
     """The pairs of a .jsonl(.gz) file or TFDS folder in order, the split that each row names, and the counts.
 
-    With a `split`, a folder that has all three is read in that one only; of all else `cut_split` needs everything.
+    Of a folder, `split` reads that one only; see `has_split`.
 
     Raises UserError if the source can't be read, if no row can be used, and with `bad_rows="error"` (the
     other choice is "drop") at the first row that can't.
     """
-    return _read(path, _pair, JSON_LINES, bad_rows, split)
+    return _all(Source(path, "pairs", bad_rows, split))
 
 
 def read_documents(
     path: str, bad_rows: str = "error", split: str | None = None
 ) -> tuple[list[Document], list[str | None], Counts]:
     """The documents of a .txt(.gz) or .jsonl(.gz) file or TFDS folder; otherwise as `read_pairs`."""
-    return _read(path, _document, (*TEXT, *JSON_LINES), bad_rows, split)
+    return _all(Source(path, "documents", bad_rows, split))
+
+
+def _all(source: Source) -> tuple[list[Any], list[str | None], Counts]:
+    records, named, counts = [], [], Counts()
+    for record, name in iterate(source, counts):
+        records.append(record)
+        named.append(name)
+    return records, named, counts
 
 
 def is_path(name: str) -> bool:
@@ -69,62 +94,94 @@ def is_path(name: str) -> bool:
     return "/" in name or name.endswith((*JSON_LINES, *TEXT)) or Path(name).exists()
 
 
-def cut_split(records: list[Record], named: list[str | None], split: str, path: str) -> list[Record]:
-    """The records of one split: those that name it, and its share of those that name none.
+def size(path: str) -> int:
+    """Bytes of a file or of all files of a folder."""
+    folder = Path(path)
+    found = folder.rglob("*") if folder.is_dir() else [folder]
+    return sum(file.stat().st_size for file in found if file.is_file())
 
-    A group's place on [0, 1) is a hash of its name: up to 0.1 goes to validation and from 0.9 on to test
-    (where no row names these), at least one group each. Raises UserError if there are too few groups or the
-    split is empty.
+
+def has_split(path: str, split: str) -> bool:
+    """Whether a path is a folder with a split of its own of this name, so that nothing has to be cut by `cut_split`.
+
+    Train, validation and test are a folder's own if it has all three. Raises UserError if no path can have that split.
     """
-    free = {record.group for record, name in zip(records, named, strict=True) if name is None}
-    places = sorted((fraction(group), group) for group in free)
-    most = (len(places) - 1) // 2
-    held_out: dict[str, str] = {}
-    if "validation" not in named:
-        size = min(max(1, sum(place < HELD_OUT_SHARE for place, _ in places)), most)
-        held_out |= {group: "validation" for _, group in places[:size]}
-    if "test" not in named:
-        size = min(max(1, sum(place >= 1 - HELD_OUT_SHARE for place, _ in places)), most)
-        held_out |= {group: "test" for _, group in places[len(places) - size :]}
-    chosen = [
-        record
-        for record, name in zip(records, named, strict=True)
-        if (name or held_out.get(record.group, "train")) == split
-    ]
-    if not chosen:
+    there = list(_tfds_files(Path(path))) if Path(path).is_dir() else []
+    if split in SPLITS:
+        return set(SPLITS) <= set(there)
+    if split not in there:
+        raise UserError(f"{path}: has no split {split!r}; it has {', '.join(there or SPLITS)}")
+    return True
+
+
+def places(records: Sequence[Pair | Document], named: Sequence[str | None]) -> tuple[np.ndarray, np.ndarray]:
+    """What `cut_split` needs of records: the place of each one's group on [0, 1), a hash of its name, float64 [N]; and
+    the split that the row names, uint8 [N], 0 for none and else from 1 on as in SPLITS."""
+    codes: dict[str | None, int] = {None: 0, **{split: i for i, split in enumerate(SPLITS, 1)}}
+    return (
+        np.array([fraction(record.group) for record in records], np.float64),
+        np.array([codes[name] for name in named], np.uint8),
+    )
+
+
+def cut_split(places_N: np.ndarray, named_N: np.ndarray, split: str, path: str) -> np.ndarray:
+    """The numbers of one split's records, ascending: of those that name it, and of its share of those that name none.
+
+    Groups up to the place 0.1 are validation and from 0.9 on test (where no row names these), at least one group each.
+    Raises UserError if there are too few groups or the split is empty.
+    """
+    free_N = named_N == 0
+    groups = np.unique(places_N[free_N])
+    most = max((len(groups) - 1) // 2, 0)
+    codes = {name: code for code, name in enumerate(SPLITS, 1)}
+    splits_N = np.where(free_N, codes["train"], named_N)
+    if codes["validation"] not in named_N and most:
+        size = min(max(1, int((groups < HELD_OUT_SHARE).sum())), most)
+        splits_N[free_N & (places_N <= groups[size - 1])] = codes["validation"]
+    if codes["test"] not in named_N and most:
+        size = min(max(1, int((groups >= 1 - HELD_OUT_SHARE).sum())), most)
+        splits_N[free_N & (places_N >= groups[-size])] = codes["test"]
+    chosen = np.flatnonzero(splits_N == codes[split])
+    if not len(chosen):
         raise UserError(
-            f"{path}: nothing for the {split} split ({len(records)} rows, {len(free)} groups without "
+            f"{path}: nothing for the {split} split ({len(places_N)} rows, {len(groups)} groups without "
             f"a split); give at least 3 groups, or the rows a field 'split' of {', '.join(SPLITS)}"
         )
     return chosen
 
 
-def _read(
-    path: str, convert: Callable[[Row, str], Record], suffixes: tuple[str, ...], bad_rows: str, split: str | None
-) -> tuple[list[Record], list[str | None], Counts]:
+def iterate(source: Source, counts: Counts) -> Iterator[tuple[Any, str | None]]:
+    """The records of a file or folder one by one, with the split that each row names; `counts` counts them. Otherwise
+    as `read_pairs`.
+
+    Memory grows with the number of rows (about 60 bytes each), but for folders with a data card: in these no id is
+    there twice.
+    """
+    path, kind, bad_rows, split = source
     if bad_rows not in BAD_ROWS:
         raise UserError(f"bad_rows is {bad_rows!r}; it must be one of {', '.join(BAD_ROWS)}")
-    records, splits, counts, ids = [], [], Counts(), set()
-    for place, row in _rows(path, suffixes, split):
+    convert: Callable[[Row, str], Pair | Document] = _pair if kind == "pairs" else _document
+    ids: set[int] | None = None if (Path(path) / "card.json").exists() else set()
+    for place, row in _rows(path, JSON_LINES if kind == "pairs" else (*TEXT, *JSON_LINES), split):
         try:
             if isinstance(row, BadRow):
                 raise row
             record, named = convert(row, place), _split(row)
-            if record.id in ids:
-                raise BadRow("id seen before", f": {record.id!r}")
+            if ids is not None:
+                size = len(ids)
+                ids.add(int.from_bytes(hashlib.sha256(record.id.encode()).digest()[:8]))
+                if len(ids) == size:
+                    raise BadRow("id seen before", f": {record.id!r}")
         except BadRow as bad:
             if bad_rows == "error":
                 raise UserError(f"{place}: {bad}; mend it, or leave such rows out by bad_rows=drop") from None
             counts.drop(bad.reason)
         else:
             counts.keep()
-            ids.add(record.id)
-            records.append(record)
-            splits.append(named)
-    if not records:
+            yield record, named
+    if not counts.kept:
         reasons = ", ".join(f"{n} x {reason}" for reason, n in counts.dropped.most_common())
         raise UserError(f"{path}: no usable rows ({reasons or 'the file is empty'})")
-    return records, splits, counts
 
 
 def _pair(row: Row, place: str) -> Pair:
@@ -254,31 +311,43 @@ def _text_rows(lines: Iterable[tuple[str, bytes | BadRow]]) -> Iterator[tuple[st
 
 
 def _tfds_rows(folder: Path, split: str | None) -> Iterator[tuple[str, Row | BadRow]]:
-    """The examples of `split` if the folder has train, validation and test. Else those of all that it has, where train
-    names no split, so that a held-out split which the folder lacks is cut from it."""
+    """The examples of one split. Or those of train, validation and test, as far as they are there, where train names no
+    split, so that a held-out split which the folder lacks is cut from it."""
+    from google.protobuf.message import DecodeError
+
+    splits = _tfds_files(folder)
+    wanted = [split] if split else [name for name in SPLITS if name in splits]
+    if not wanted:
+        raise UserError(f"{folder}: has none of the splits {', '.join(SPLITS)}")
+    for name in wanted:
+        number = 0
+        for path in splits[name]:
+            try:
+                for raw in read_records(path):
+                    row = example(raw) | {"split": None if split or name == "train" else name}
+                    yield f"{folder.name}/{name}[{number}]", row
+                    number += 1
+            except (RuntimeError, ValueError, DecodeError) as error:  # array_record and protobuf
+                raise UserError(f"{path}: can't be read: {error}; copy it again") from None
+
+
+def _tfds_files(folder: Path) -> dict[str, list[Path]]:
+    """The array_record files of each split of a TFDS folder."""
     if not (folder / "dataset_info.json").exists():
         inside = sorted(path.parent for path in folder.glob("**/dataset_info.json"))
         hint = f"; did you mean {inside[0]}?" if inside else ""
         raise UserError(f"{folder}: not a TFDS folder, which has a dataset_info.json{hint}")
+    return {name: [Path(path) for path in split.filepaths] for name, split in tfds_info(folder).splits.items()}
+
+
+def tfds_info(folder: Path) -> Any:
+    """What TFDS says of a folder. Raises UserError if it can't read it, or the files are not array_record."""
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder_from_directory(folder)
-        file_format = builder.info.file_format
-        if file_format is not tfds.core.FileFormat.ARRAY_RECORD:
-            raise UserError(
-                f"{folder}: has {file_format.value} files; prepare it with file_format='array_record'"
-            )
-        names = [split for split in SPLITS if split in builder.info.splits]
-        if not names:
-            raise UserError(f"{folder}: has none of the splits {', '.join(SPLITS)}")
-        whole = split is not None and len(names) == len(SPLITS)
-        for name in [split] if whole else names:
-            source = builder.as_data_source(name)
-            for number in range(len(source)):
-                row = {**source[number], "split": None if name == "train" and not whole else name}
-                yield f"{folder.name}/{name}[{number}]", row
-    except UserError:
-        raise
-    except Exception as error:  # protobuf, array_record and others raise what they like
+        info = tfds.builder_from_directory(folder).info
+    except Exception as error:  # protobuf and others raise what they like
         raise UserError(f"{folder}: TFDS can't read it: {error}") from None
+    if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(f"{folder}: has {info.file_format.value} files; prepare it with file_format='array_record'")
+    return info

@@ -1,5 +1,6 @@
 """What a run reads at step ``i``: batches as functions of (seed, step), and every held-out item once."""
 
+import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +21,14 @@ def pair_order(n_pairs: int, seed: int, first: int, count: int) -> np.ndarray:
     """Which pairs come as number ``first`` to ``first + count`` of the endless stream: a new permutation each epoch."""
     indices = np.arange(first, first + count)
     epochs = indices // n_pairs
-    permutations = {e: np.random.default_rng((seed, int(e))).permutation(n_pairs) for e in np.unique(epochs)}
+    permutations = {e: _permutation(n_pairs, seed, int(e)) for e in np.unique(epochs)}
     return np.array([permutations[e][i % n_pairs] for e, i in zip(epochs, indices, strict=True)], np.int64)
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    order = np.random.default_rng((seed, epoch)).permutation(n)
+    return order.astype(np.uint32) if n <= 2**32 else order
 
 
 class PairLoader:

@@ -13,7 +13,7 @@ last token; each branch begins with that token, because one context end has two 
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,11 @@ import numpy as np
 
 from hhh_jax.data.records import Counts, Document, Pair
 from hhh_jax.data.tokenizer import Tokenizer
+
+REASONS = (
+    "response longer than max_tokens", "sides equal after tokenization", "both sides together longer than a row",
+)  # fmt: skip
+"""Why a pair can't be used."""
 
 
 @jax.tree_util.register_dataclass
@@ -106,12 +111,32 @@ def tokenize_pairs(
       binarize: build from each ``A > B`` the two pairs ``GOOD:A > BAD:A`` and ``BAD:B > GOOD:B`` (section 4.1), with
         the context inside the sides, so that the two sides differ at their first token.
     """
+    result = []
+    for reason, made in tokenize_each(
+        pairs, tokenizer, max_tokens, row_length, binarize=binarize, share_context=share_context
+    ):
+        if reason:
+            counts.kept -= 1
+            counts.dropped[reason] += 1
+        result += made
+    return result
+
+
+def tokenize_each(
+    pairs: Sequence[Pair],
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    row_length: int,
+    *,
+    binarize: bool = False,
+    share_context: bool = True,
+) -> Iterator[tuple[str, list[TokenizedPair]]]:
+    """What `tokenize_pairs` makes of each pair, or one of REASONS why it can't be used."""
     texts = [text for pair in pairs for text in (pair.context, pair.good, pair.bad)]
     ids = tokenizer.encode_batch(texts)
     eoc = np.array([tokenizer.eoc_id], np.int32)
     labels = [tokenizer.encode("GOOD:"), tokenizer.encode("BAD:")] if binarize else []
     room = max_tokens - max((len(label) for label in labels), default=0)
-    result = []
     for i, pair in enumerate(pairs):
         context, good, bad = ids[3 * i], np.append(ids[3 * i + 1], eoc), np.append(ids[3 * i + 2], eoc)
         longest = max(len(good), len(bad))
@@ -119,26 +144,22 @@ def tokenize_pairs(
         context = context[max(0, len(context) - (room - longest)) :]
         n_bytes = (len(pair.good.encode()), len(pair.bad.encode()))
         whole = TokenizedPair(pair.id, pair.group, context, good, bad, n_bytes)
-        reason = ""
+        too_long, equal, together_too_long = REASONS
         if longest > room:
-            reason = "response longer than max_tokens"
+            yield too_long, []
         elif np.array_equal(good, bad):
-            reason = "sides equal after tokenization"
+            yield equal, []
         elif not binarize and whole.n_tokens(share_context) > row_length:
-            reason = "both sides together longer than a row"
-        if reason:
-            counts.kept -= 1
-            counts.dropped[reason] += 1
-            continue
-        if not binarize:
-            result.append(whole)
-            continue
-        none = context[:0]
-        for side, size, label in ((good, n_bytes[0], 0), (bad, n_bytes[1], 1)):
-            right, wrong = (np.concatenate([labels[k], context, side]) for k in (label, 1 - label))
-            name = f"{pair.id}/{'good' if label == 0 else 'bad'}"
-            result.append(TokenizedPair(name, pair.group, none, right, wrong, (size, size)))
-    return result
+            yield together_too_long, []
+        elif not binarize:
+            yield "", [whole]
+        else:
+            made, none = [], context[:0]
+            for side, size, label in ((good, n_bytes[0], 0), (bad, n_bytes[1], 1)):
+                right, wrong = (np.concatenate([labels[k], context, side]) for k in (label, 1 - label))
+                name = f"{pair.id}/{'good' if label == 0 else 'bad'}"
+                made.append(TokenizedPair(name, pair.group, none, right, wrong, (size, size)))
+            yield "", made
 
 
 def row_sizes(n_pairs: int, multiple: int = 1, count: int = 4) -> list[int]:
@@ -276,6 +297,35 @@ def branched_tokens(context: int, responses: Iterable[int], share_context: bool 
     return shared + sum(context - shared + response for response in responses)
 
 
+class TokenizedDocuments(Sequence[np.ndarray]):
+    """Token ids of documents, the delimiter included, that lie in one array.
+
+    Args:
+      tokens: ids one after the other, of any integer type; may be mapped from a file.
+      starts_D, sizes_D: int64, where each document begins in it and how many tokens it has.
+    """
+
+    def __init__(self, tokens: np.ndarray, starts_D: np.ndarray, sizes_D: np.ndarray):
+        self.tokens, self.starts_D, self.sizes_D = tokens, starts_D, sizes_D
+
+    @classmethod
+    def join(cls, documents: Iterable[np.ndarray]) -> "TokenizedDocuments":
+        """Of separate arrays; copies them."""
+        parts = list(documents)
+        sizes_D = np.array([len(part) for part in parts])
+        return cls(np.concatenate(parts), np.cumsum(sizes_D) - sizes_D, sizes_D)
+
+    def __len__(self) -> int:
+        return len(self.sizes_D)
+
+    def __getitem__(self, i: Any) -> Any:
+        """The ids of a document, int32; a list of a slice."""
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        start = self.starts_D[i]
+        return self.tokens[start : start + self.sizes_D[i]].astype(np.int32)
+
+
 class DocumentStream:
     """Documents as one endless stream of tokens, each followed by the delimiter; any row of it is found at once.
 
@@ -290,13 +340,11 @@ class DocumentStream:
     """
 
     def __init__(self, documents: Sequence[np.ndarray], length: int, seed: int | None):
-        self.tokens = np.concatenate(documents)
-        self.sizes_D = np.array([len(document) for document in documents])
-        self.starts_D = np.cumsum(self.sizes_D) - self.sizes_D
-        self.length, self.seed = length, seed
-        total = len(self.tokens)
+        joined = documents if isinstance(documents, TokenizedDocuments) else TokenizedDocuments.join(documents)
+        self.tokens, self.starts_D, self.sizes_D = joined.tokens, joined.starts_D, joined.sizes_D
+        self.length, self.seed, self.total = length, seed, int(self.sizes_D.sum())
         # The incomplete last row is left out of an epoch, unless there is no other.
-        self.rows_per_epoch = -(-total // length) if seed is None else max(total // length, 1)
+        self.rows_per_epoch = -(-self.total // length) if seed is None else max(self.total // length, 1)
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -316,7 +364,7 @@ class DocumentStream:
             if self.seed is None and epoch > 0:
                 break
             order_D, begins_D = self._order(epoch)
-            start, end = row * self.length, min((row + 1) * self.length, len(self.tokens))
+            start, end = row * self.length, min((row + 1) * self.length, self.total)
             d = int(np.searchsorted(begins_D, start, side="right")) - 1
             at, segment = start, 0
             while at < end:

@@ -106,7 +106,8 @@ def prepare(
         return unchanged.check_finished(output, found, job, tokenizer)
     with _locked(job.folder):
         _begin(job)
-        with pool(workers or len(os.sched_getaffinity(0))) as run_all:
+        advice = ", fewer --workers or more --partitions need less"
+        with pool(workers or len(os.sched_getaffinity(0)), advice) as run_all:
             inputs_read, tally, n_batches = _read_input(found, job, run_all)
             tally.add(_join_rows(job, n_batches, run_all).as_dict())
         if tally.read == tally.dropped.total():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
@@ -97,12 +97,17 @@ class Counts:
         return {"read": self.read, "kept": self.kept, "dropped": dict(sorted(self.dropped.items()))}
 
 
-def content_sha(records: Sequence[Pair] | Sequence[Document]) -> str:
-    """SHA-256 (hex) over the records' fields in order; equal content gives equal hashes on every machine."""
-    digest = hashlib.sha256()
+def digest(record: Pair | Document) -> bytes:
+    """16 bytes of the SHA-256 of a record's fields as JSON."""
+    return hashlib.sha256(json.dumps(astuple(record)).encode()).digest()[:16]
+
+
+def content_sha(records: Iterable[Pair] | Iterable[Document]) -> str:
+    """SHA-256 (hex) of the records' digests in order; equal content gives equal hashes on every machine."""
+    sha = hashlib.sha256()
     for record in records:
-        digest.update(json.dumps(astuple(record)).encode() + b"\n")
-    return digest.hexdigest()
+        sha.update(digest(record))
+    return sha.hexdigest()
 
 
 @dataclass

@@ -115,8 +115,11 @@ RunAll = Callable[[Iterable[Call]], None]
 
 
 @contextlib.contextmanager
-def pool(workers: int) -> Iterator[RunAll]:
-    """A function that has workers make calls, of which a few at a time are taken from their iterable."""
+def pool(workers: int, advice: str = "") -> Iterator[RunAll]:
+    """A function that has workers make calls, of which a few at a time are taken from their iterable.
+
+    `advice` is for people where a worker was killed.
+    """
     context = multiprocessing.get_context("spawn")
     processes = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_start_worker)
 
@@ -134,13 +137,13 @@ def pool(workers: int) -> Iterator[RunAll]:
     try:
         yield run_all
     except BrokenProcessPool:
-        hint = "was there enough memory? The same command goes on, fewer --workers or more --partitions need less"
-        raise UserError(f"a worker was killed: {hint}") from None
+        raise UserError(f"a worker was killed: was there enough memory? The same command goes on{advice}") from None
     finally:
         processes.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the workers
     threading.Thread(target=_die_with_parent, daemon=True).start()
 

@@ -27,5 +27,6 @@ def test_every_field_and_the_order_are_in_the_hash():
 def test_hash_is_that_of_the_json_rows():
     import hashlib
 
-    rows = b'["a", "context", "good", "bad", "group"]\n'
-    assert content_sha([PAIR]) == hashlib.sha256(rows).hexdigest()
+    rows = [b'["a", "context", "good", "bad", "group"]', b'["a", "b", "c"]']
+    digests = [hashlib.sha256(row).digest()[:16] for row in rows]
+    assert content_sha([PAIR, Document("a", "b", "c")]) == hashlib.sha256(digests[0] + digests[1]).hexdigest()

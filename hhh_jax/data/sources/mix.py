@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from hhh_jax.data import shards, streams
+from hhh_jax.data.files import tfds_info
 from hhh_jax.data.records import KINDS
 from hhh_jax.data.source import Block, Drop, Options, Row, Source, as_row, one_by_one
 from hhh_jax.errors import UserError
@@ -60,16 +61,9 @@ def _component(folder: Path, kind: str) -> _Component:
         raise UserError(f"{folder}: no such folder{hint or '; prepare it first'}")
     if not (folder / "dataset_info.json").is_file():
         raise UserError(f"{folder}: not a prepared folder, which has a dataset_info.json; prepare it first")
-    import tensorflow_datasets as tfds
-
     from hhh_jax.data.card import NO_OVERLAP
 
-    try:
-        info = tfds.builder_from_directory(folder).info
-    except Exception as error:  # protobuf and others raise what they like
-        raise UserError(f"{folder}: TFDS can't read it: {error}") from None
-    if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
-        raise UserError(f"{folder}: its files are {info.file_format}, not array_record")
+    info = tfds_info(folder)
     fields = {name: {field.name for field in dataclasses.fields(record)} for name, record in KINDS.items()}
     found = next((name for name in fields if set(info.features) == fields[name]), None)
     if found != kind:
