@@ -11,8 +11,8 @@
 #   --nodes=1  --gpus=0 a node  --cpus=8 a process  --time=, as sbatch takes it
 #   --shards=N               tasks of the array
 #   --name=hhh_jax           of the job
-#   --max_restarts=3         failures that COMMAND is started again after, in the same job; 0 for a study, whose last job
-#                            retries what failed
+#   --max_restarts=3         failures that COMMAND is started again after, in the same job; 0 for a study, whose
+#                            last job retries what failed
 #   --backoff=30             seconds before the first restart, doubled for each further one
 #   --grace=120              seconds between SIGTERM and the time limit; give what a checkpoint takes
 #   --logs=runs/slurm        folder: NAME-JOB.log of a job and NAME-JOB/task-N.log of its processes
@@ -22,26 +22,10 @@
 # Don't change the checkout while jobs wait: they run what is there when they start.
 set -euo pipefail
 
-say() { printf 'slurm.sh: %s\n' "$*" >&2; }
-usage_error() {
-    say "$*"
-    exit 2
-}
-quote() { # WORDS: as one line for a shell
-    local word out="" safe='^[A-Za-z0-9_./:=,@%+-]+$'
-    for word; do
-        if [[ $word == *[[:cntrl:]]* ]]; then
-            word=$(printf %q "$word")
-        elif ! [[ $word =~ $safe ]]; then
-            word="'${word//\'/\'\\\'\'}'"
-        fi
-        out="$out $word"
-    done
-    printf '%s\n' "${out# }"
-}
-run() { # COMMAND...: or prints it
-    if [ -n "$dry_run" ]; then quote "$@"; else "$@"; fi
-}
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
+[ "${1:-}" != batch ] || root=$PWD # SLURM runs a copy of this file, in the checkout
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$root/launch/common.sh"
 
 batch() { # LOGS MAX_RESTARTS BACKOFF COMMAND...: what a job does, on its first node
     local logs=$1/${SLURM_JOB_NAME:-NAME}-${SLURM_JOB_ID:-JOB} max_restarts=$2 backoff=$3 code failures=0
@@ -70,7 +54,7 @@ batch() { # LOGS MAX_RESTARTS BACKOFF COMMAND...: what a job does, on its first 
         failures=$((failures + 1))
         [ "$failures" -le "$max_restarts" ] || exit "$code"
         say "failed with exit code $code; restart $failures of $max_restarts"
-        sleep $((backoff << (failures - 1)))
+        sleep $((backoff << (failures < 6 ? failures - 1 : 5)))
     done
 }
 
@@ -80,41 +64,29 @@ submit() { # SBATCH_FLAGS... -- COMMAND...: prints the job's number
     shift
     run sbatch --parsable --job-name="$name" --chdir="$root" --open-mode=append --requeue \
         --signal="TERM@$grace" --cpus-per-task="$cpus" ${time:+--time="$time"} "${flags[@]}" \
-        "${sbatch_flags[@]+"${sbatch_flags[@]}"}" launch/slurm.sh batch "$logs" "$max_restarts" "$backoff" "$@"
+        "${sbatch_flag[@]+"${sbatch_flag[@]}"}" launch/slurm.sh batch "$logs" "$max_restarts" "$backoff" "$@"
 }
 
-action=${1:-help} dry_run=""
+action=${1:-help}
 [ $# -eq 0 ] || shift
 case $action in
 run | study) ;;
-batch) batch "$@" ;;
+batch) batch "$@" ;; # which ends the job
 help | -h | --help)
-    sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
+    usage
     exit
     ;;
 *) usage_error "no command '$action'; bash launch/slurm.sh help lists them" ;;
 esac
 
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
-name=hhh_jax nodes=1 gpus=0 cpus=8 time="" shards="" max_restarts="" backoff=30 grace=120 logs=$root/runs/slurm sbatch_flags=()
-while [ $# -gt 0 ] && [ "$1" != -- ]; do
-    key=${1%%=*} value=${1#*=}
-    key=${key#--} && key=${key//-/_}
-    case $1 in --*=*) option=$key= ;; --*) option=$key ;; *) option="" ;; esac
-    case $option in
-    name= | time= | logs=) printf -v "$key" %s "$value" ;;
-    nodes= | gpus= | cpus= | shards= | max_restarts= | backoff= | grace=)
-        [[ $value =~ ^[0-9]+$ ]] || usage_error "$1: give a whole number"
-        printf -v "$key" %d "$value"
-        ;;
-    sbatch_flag=) sbatch_flags+=("$value") ;;
-    dry_run) dry_run=yes ;;
-    *) usage_error "no option $1, or its value is missing; bash launch/slurm.sh help lists them" ;;
-    esac
-    shift
-done
-[ $# -gt 1 ] || usage_error "give the command after --"
-shift
+name=hhh_jax time="" logs=$root/runs/slurm sbatch_flag=()
+nodes=1 gpus=0 cpus=8 shards=0 max_restarts="" backoff=30 grace=120
+texts="name time logs"
+numbers="nodes gpus cpus shards max_restarts backoff grace"
+switches=dry_run
+lists=sbatch_flag
+parse_options "$@"
+[ ${#command[@]} -gt 0 ] || usage_error "give the command after --"
 command -v sbatch >/dev/null || usage_error "no sbatch here: this is for a login node of a SLURM cluster"
 cd -- "$root"
 run mkdir -p "$logs"
@@ -128,24 +100,24 @@ submitted() { # TEXT JOB; a dry run's JOB is the command
 case $action in
 run)
     : "${max_restarts:=3}"
-    submitted "submitted" "$(submit "${tasks[@]}" --output="$logs/%x-%j.log" -- "$@")"
+    submitted "submitted" "$(submit "${tasks[@]}" --output="$logs/%x-%j.log" -- "${command[@]}")"
     ;;
 study)
-    [ "${shards:-0}" -gt 0 ] && [ "$nodes" -eq 1 ] && [ "$gpus" -le 1 ] ||
+    [ "$shards" -gt 0 ] && [ "$nodes" -eq 1 ] && [ "$gpus" -le 1 ] ||
         usage_error "a study takes --shards=N, each one process: --nodes=1 and --gpus=0 or 1"
     : "${max_restarts:=0}"
-    set -- python -m hhh_jax.study "$@"
-    array=$(submit "${tasks[@]}" --output="$logs/%x-%A_%a.log" --array="0-$((shards - 1))" -- "$@")
+    command=(python -m hhh_jax.study "${command[@]}")
+    array=$(submit "${tasks[@]}" --output="$logs/%x-%A_%a.log" --array="0-$((shards - 1))" -- "${command[@]}")
     submitted "submitted $shards shares" "$array"
     [ -z "$dry_run" ] || array=ARRAY
     submitted "submitted what gathers them" \
-        "$(submit "${tasks[@]}" --output="$logs/%x-%j.log" --dependency="afterany:${array%%;*}" -- "$@")"
+        "$(submit "${tasks[@]}" --output="$logs/%x-%j.log" --dependency="afterany:${array%%;*}" -- "${command[@]}")"
     ;;
 esac
 if [ -n "$dry_run" ]; then
     echo "# in each job:"
     export SLURM_CPUS_PER_TASK=$cpus
     [ "$gpus" -eq 0 ] || export SLURM_GPUS_ON_NODE=$gpus
-    batch "$logs" "$max_restarts" "$backoff" "$@"
+    batch "$logs" "$max_restarts" "$backoff" "${command[@]}"
 fi
 say "logs: $logs; squeue --me shows the jobs, scancel JOB ends one"

@@ -1,14 +1,14 @@
 # shellcheck shell=bash disable=SC2154 # tpu.sh sets the options and the nodes
 # The workers' side of tpu.sh, which sources this file: connections to all of them, their logs, how they ended.
 #
-# What a worker does is a job of worker.sh there. It goes on when a connection breaks, and each connection tells its output
-# from the first line on as "@WORKER NUMBER TEXT", so that lines of many workers may mix and come twice.
+# What a worker does is a job of worker.sh there. It goes on when a connection breaks, and each connection tells its
+# output from the first line on as "@WORKER NUMBER TEXT", so that lines of many workers may mix and come twice.
 
 sessions=() silent="" going="" codes=""
 
 connect() { # NODE COMMAND: on all workers of a node at once
-    local ssh=("${vm[@]}" ssh "$1" "${where[@]}" --worker=all "${ssh_flags[@]+"${ssh_flags[@]}"}" --quiet --command="$2")
-    if [ -n "$dry_run" ]; then quote "${ssh[@]}"; else "${ssh[@]}" </dev/null; fi
+    run "${vm[@]}" ssh "$1" "${where[@]}" --worker=all --ssh-flag=-oServerAliveInterval=30 \
+        "${ssh_flag[@]+"${ssh_flag[@]}"}" --quiet --command="$2" </dev/null
 }
 
 split_lines() { # PREFIX: each line once to its worker's PREFIX.workerW.log, an exit code to .exit; worker 0's also here
@@ -107,10 +107,10 @@ on_all() { # FOLDER SECONDS COMMAND: on all workers at once, for at most so long
             say "did not start in $start_timeout s:$silent; see $1/gcloud.log"
             outcome=silent
         elif [ -n "$failed_at" ] && [ $((SECONDS - failed_at)) -ge "$stop_timeout" ]; then
-            say "did not end in $stop_timeout s after another worker had failed:$going"
+            say "did not end in $stop_timeout s after another worker had failed:$silent$going"
             outcome=failed
         elif [ "$2" -gt 0 ] && [ $((SECONDS - began)) -ge "$2" ]; then
-            say "did not end in $2 s:$going"
+            say "did not end in $2 s:$silent$going"
             outcome=failed
         fi
     done

@@ -71,9 +71,14 @@ supervise)
     exit "$code"
     ;;
 setup)
-    if [ -z "$(type -P python3.13 python3.12 python3.11)" ]; then # the TPU images of Ubuntu 22.04 have 3.10
-        python3 -m pip install --user -q uv
-        "$HOME/.local/bin/uv" python install -q 3.12
+    export PATH=$HOME/.local/bin:$PATH
+    found=""
+    for name in python3.13 python3.12 python3.11; do
+        "$name" -c 'import ensurepip, venv' 2>/dev/null && found=$name
+    done
+    if [ -z "$found" ]; then # as on the TPU images of Ubuntu 22.04, which have 3.10
+        PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --user -q uv
+        uv python install -q 3.12
     fi
     exec bash "$root/launch/local.sh" setup
     ;;

@@ -21,8 +21,8 @@ class Checkout:
         self.root, self.cloud, bin_ = folder / "checkout", folder / "cloud", folder / "bin"
         for path in (self.root / "launch", self.cloud, bin_):
             path.mkdir(parents=True)
-        for name in ("tpu.sh", "tpu_workers.sh", "worker.sh", "slurm.sh"):
-            shutil.copy(LAUNCH / name, self.root / "launch")
+        for script in LAUNCH.glob("*.sh"):
+            shutil.copy(script, self.root / "launch")
         (self.root / "launch/local.sh").write_text('echo "local.sh $*"\n')
         (self.root / ".gitignore").write_text("/runs/\n")
         git = ["git", "-c", "user.name=A", "-c", "user.email=a@b.c", "-C", str(self.root)]
@@ -43,7 +43,7 @@ class Checkout:
 
     def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         process = self.start(script, *arguments)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def scenario(self, **values: Any) -> None:

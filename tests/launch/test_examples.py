@@ -35,8 +35,9 @@ def test_shellcheck_passes() -> None:
 def test_every_option_is_documented(script: str) -> None:
     text = (ROOT / "launch" / script).read_text()
     usage = subprocess.run(["bash", f"launch/{script}", "help"], cwd=ROOT, capture_output=True, text=True).stdout
-    options = set(re.findall(r"\b([a-z_]+)=(?= [|]|[)])", text)) | {"dry_run"}
-    assert options > {"name", "logs", "max_restarts", "backoff"}
+    lists = re.findall(r'^(?:texts|numbers|switches|lists)="?([a-z_ ]+)"?$', text, re.MULTILINE)
+    options = {name for names in lists for name in names.split()}
+    assert options > {"name", "logs", "max_restarts", "backoff", "dry_run"}
     assert {name for name in options if f"--{name}" not in usage} == set()
 
 

@@ -21,7 +21,7 @@ FLAGS = {  # of gcloud 528.0.0; True: takes a value
     "queued-resources describe": {},
     "queued-resources delete": {"force": False},
     "tpu-vm describe": {},
-    "tpu-vm ssh": {"worker": True, "command": True, "internal-ip": False},
+    "tpu-vm ssh": {"worker": True, "command": True, "internal-ip": False, "ssh-flag": True},
     "tpu-vm scp": {"worker": True, "internal-ip": False},
 }  # fmt: skip
 COMMON = {"zone": True, "project": True, "quiet": False, "format": True}
