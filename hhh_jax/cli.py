@@ -69,11 +69,20 @@ def start(main: Callable[[Any], None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 
+    _supervise()
     try:
         app.run(guarded, flags_parser=_parse_flags)
     except UserError as error:  # from a config file, which is read while flags are parsed
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _supervise() -> None:
+    if "coordinator" in flags.FLAGS:
+        from hhh_jax import distributed
+
+        if distributed.in_cluster() or any(re.match(r"--?num_processes\b", argument) for argument in sys.argv):
+            distributed.supervise()
 
 
 def _processes() -> contextlib.AbstractContextManager[None]:

@@ -53,7 +53,7 @@ def joined(coordinator: str, num_processes: int, process_id: int, heartbeat_time
     given = (coordinator != "", num_processes != -1, process_id != -1)
     if any(given) and not all(given):
         raise UserError("give all of --coordinator=HOST:PORT, --num_processes=N and --process_id=I, or none of them")
-    if not any(given) and not _in_cluster():
+    if not any(given) and not in_cluster():
         yield
         return
     if any(given) and not (0 <= process_id < num_processes and re.fullmatch(r".+:\d+", coordinator)):
@@ -61,7 +61,6 @@ def joined(coordinator: str, num_processes: int, process_id: int, heartbeat_time
             f"--coordinator={coordinator} --num_processes={num_processes} --process_id={process_id}: "
             "give HOST:PORT of process 0, and an id from 0 to one less than their number"
         )
-    _supervise()
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -71,7 +70,6 @@ def joined(coordinator: str, num_processes: int, process_id: int, heartbeat_time
             num_processes if any(given) else None,
             process_id if any(given) else None,
             heartbeat_timeout_seconds=heartbeat_timeout_seconds,
-            shutdown_timeout_seconds=heartbeat_timeout_seconds,
         )
     except ValueError as error:
         if "JOB_COMPLETION_INDEX" in os.environ:
@@ -86,6 +84,8 @@ def joined(coordinator: str, num_processes: int, process_id: int, heartbeat_time
         yield
     except UserError as error:
         _leave(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        _leave("interrupted", 128 + signal.SIGINT)
     except Exception as error:
         if _is_loss(error):
             reason = " ".join(str(error).split())[:200]
@@ -93,8 +93,8 @@ def joined(coordinator: str, num_processes: int, process_id: int, heartbeat_time
         _leave(traceback.format_exc(), 1)
 
 
-def _in_cluster() -> bool:
-    """Whether this is likely one of several processes; jax then looks more closely."""
+def in_cluster() -> bool:
+    """Whether the environment is likely that of one of several processes; jax then looks more closely."""
     env = os.environ
     slurm = "SLURM_STEP_NODELIST" in env and env.get("SLURM_NTASKS", "1") != "1"
     kubernetes = "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env
@@ -103,11 +103,12 @@ def _in_cluster() -> bool:
     return slurm or kubernetes or (tpu and not env.get("JAX_PLATFORMS", "").startswith("cpu"))
 
 
-def _supervise() -> None:
+def supervise() -> None:
     """Starts the same command again and ends as it does, with a last line if a signal killed it; there it does nothing.
 
     When a process dies, jax's service aborts the others from a thread that no Python code can stop, behind pages of
-    stack traces; and none can say of itself that it was killed for want of memory.
+    stack traces; and none can say of itself that it was killed for want of memory. For a program that is one of several
+    processes, before its flags are read, which imports jax.
     """
     if SUPERVISOR in os.environ:
         threading.Thread(target=_follow, args=(int(os.environ.pop(SUPERVISOR)),), daemon=True).start()

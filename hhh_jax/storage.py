@@ -27,6 +27,6 @@ def open_path(path: str | os.PathLike[str]) -> epath.Path:
         fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
     try:
         epath.Path(path).exists()
-    except (ImportError, NotImplementedError, ValueError) as error:
-        raise UserError(f"cannot use {path}: {str(error).splitlines()[0]} (for gs:// pip install gcsfs)") from error
+    except (ImportError, KeyError, NotImplementedError, ValueError) as error:
+        raise UserError(f"cannot use {path}: {error} (gs:// takes pip install gcsfs)") from error
     return epath.Path(path)

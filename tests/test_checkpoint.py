@@ -95,6 +95,13 @@ def test_only_the_newest_stay(tmp_path):
     assert steps(tmp_path) == [6]
 
 
+def test_steps_to_keep_stay(tmp_path):
+    with Checkpoints(tmp_path, keep=1, keep_every=4) as checkpoints:
+        for step in range(1, 11):
+            checkpoints.save(step, {"params": jnp.ones(2)}, {})
+    assert steps(tmp_path) == [4, 8, 10]
+
+
 def test_a_step_is_saved_once(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(5, make_state(5), {}, wait=True)

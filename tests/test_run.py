@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import tiny
+from tiny_runs import arguments, tiny
 
-from hhh_jax import record, run
+from hhh_jax import checkpoint, record, run
 from hhh_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -128,7 +128,7 @@ def test_pmp_head_is_kept(pairs, pretrained, tmp_path):
 COMMAND = """
 import sys; sys.path.insert(0, {tests!r})
 from pathlib import Path
-from tiny_runs import tiny
+from tiny_runs import arguments, tiny
 from hhh_jax import run
 c = tiny("ranked", Path({pairs!r}), init__checkpoint={init!r}, checkpoint__every_steps=3, epochs=3.0)
 run.run(c, {workdir!r}, quiet=True)
@@ -162,3 +162,42 @@ def test_kill_9_at_random_moments_changes_nothing(pairs, pretrained, tmp_path):
         return [timeless, rows, lines(tmp_path / name / "items.jsonl")]
 
     assert content("killed") == content("whole")
+
+
+def test_sigterm_and_ctrl_c_save_and_the_run_goes_on_bit_for_bit(corpus, tmp_path):
+    c = tiny("pretrain", corpus, tokens=4 * 64 * 400, checkpoint__every_steps=1000, log_every=1)
+
+    def command(name: str) -> subprocess.Popen:
+        program = [sys.executable, "-m", "hhh_jax.main", f"--workdir={tmp_path / name}", *arguments(c)]
+        return subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+    assert command("whole").wait(300) == 0
+    metrics = tmp_path / "stopped" / "metrics.jsonl"
+    for number, code, at_least in ((signal.SIGTERM, 0, 5), (signal.SIGINT, 130, 30)):
+        process = command("stopped")
+        before = metrics.stat().st_mtime_ns if metrics.exists() else 0
+        while process.poll() is None:
+            if metrics.exists() and metrics.stat().st_mtime_ns > before and len(lines(metrics)) > at_least:
+                break
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=300)
+        step = checkpoint.steps(tmp_path / "stopped" / "checkpoints")[-1]
+        assert process.returncode == code, errors
+        assert f"stopped after step {step} of 400: saved but not finished; the same command goes on" in errors
+        assert len(metrics.read_text().splitlines()) == step < 400
+        assert not (tmp_path / "stopped" / "DONE.json").exists()
+    assert command("stopped").wait(300) == 0
+
+    def timeless(name: str) -> list[dict]:
+        lines = record.read_metrics(tmp_path / name / "metrics.jsonl")
+        return [{k: v for k, v in line.items() if not record.is_time_field(k)} for line in lines]
+
+    assert timeless("stopped") == timeless("whole")
+    assert lines(tmp_path / "stopped" / "items.jsonl") == lines(tmp_path / "whole" / "items.jsonl")
+
+
+def test_a_run_goes_on_with_another_mesh_and_other_checkpoints(ranked, pairs, pretrained):
+    """Where it is computed and when it is saved is not what it computes."""
+    c = tiny("ranked", pairs, init__checkpoint=pretrained, mesh__fsdp=-1, mesh__data=1, checkpoint__keep=7)
+    run.run(c, ranked, quiet=True)  # finished: the config alone is looked at
