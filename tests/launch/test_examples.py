@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from fake_checkout import Checkout
 
 from hhh_jax import config
 
@@ -39,6 +40,21 @@ def test_every_option_is_documented(script: str) -> None:
     options = {name for names in lists for name in names.split()}
     assert options > {"name", "logs", "max_restarts", "backoff", "dry_run"}
     assert {name for name in options if f"--{name}" not in usage} == set()
+
+
+def test_the_commands_of_the_docs_are_right(checkout: Checkout) -> None:
+    """Each is a dry run here."""
+    page = (ROOT / "docs/launching.md").read_text()
+    blocks = re.findall(r"^    (bash launch/(?:tpu|slurm)\.sh (?:run|study) (?:.|\n(?=     ))*)", page, re.MULTILINE)
+    assert len(blocks) == 3
+    for block in blocks:
+        dry = re.sub(r"sh (run|study)", r"sh \1 --dry_run", block, count=1)
+        done = subprocess.run(
+            ["bash", "-c", dry], cwd=checkout.root, env=checkout.environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        file = re.search(r"--config=([^:]+):", done.stdout)
+        assert file and (ROOT / file[1]).exists()
 
 
 def example(name: str) -> dict[str, Any]:
