@@ -1,0 +1,81 @@
+"""Figures of section 2 from a made-up table: what is drawn is what the rows say."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from hhh_jax import results
+from hhh_jax.figures import FIGURES, prompting, style
+
+SIZES = {12288: 0.5, 98304: 0.6}
+
+
+def table(rows) -> pd.DataFrame:
+    frame = pd.DataFrame([{column: "" for column in results.COLUMNS} | row for row in rows])
+    for column in (*results.INTEGERS, *results.FLOATS):
+        frame[column] = pd.to_numeric(frame[column].replace("", None))
+    return frame
+
+
+def evaluated(task, ranker="", metric="accuracy", interventions=("", "short"), **more):
+    """Two seeds at two sizes; the second seed is .02 above the first, and an intervention adds .1."""
+    rows = []
+    for n, base in SIZES.items():
+        for seed in (0, 1):
+            for how in interventions:
+                value = base + 0.02 * seed + 0.1 * bool(how)
+                about = {"stage": "evaluate", "split": "test", "task": task, "ranker": ranker, "metric": metric}
+                interval = {"value": value, "lo": value - 0.05, "hi": value + 0.05}
+                rows.append(about | {"N": n, "seed": seed, "intervention": how} | interval | more)
+    return rows
+
+
+def drawn(ax) -> dict[str, tuple[list[float], list[float]]]:
+    """Each line with an interval by its label: sizes and values."""
+    found = {}
+    for container in ax.containers:
+        line = container.lines[0]
+        found[container.get_label()] = (list(line.get_xdata()), list(line.get_ydata()))
+    return found
+
+
+def test_pooled_adds_the_variance_over_seeds_to_the_interval_over_items():
+    rows = table(evaluated("hhh", interventions=("",)))
+    pooled = prompting.pooled(rows)
+    assert list(pooled["N"]) == list(SIZES)
+    np.testing.assert_allclose(pooled["value"], [0.51, 0.61])
+    over_seeds = 1.96 * math.sqrt(2 * 0.01**2) / math.sqrt(2)
+    np.testing.assert_allclose(pooled["hi"] - pooled["value"], math.hypot(0.05, over_seeds))
+
+
+def test_hhh_has_a_line_for_each_intervention():
+    rows = evaluated("own_hhh", "mutual_information", interventions=("", "short", "finetuned_4_steps+template"))
+    lines = drawn(prompting.hhh(table(rows)).axes[0])
+    assert set(lines) == {"no intervention", "short prompt", "finetuned 4 steps"}
+    np.testing.assert_allclose(lines["short prompt"][1], [0.61, 0.71])
+
+
+def test_the_tax_is_what_an_intervention_costs():
+    figure = prompting.lambada(table(evaluated("lambada", "greedy")))
+    np.testing.assert_allclose(drawn(figure.axes[1])["short prompt"][1], [-0.1, -0.1])
+
+
+def test_counting_shows_each_number_beside_one_over_n():
+    rows = [
+        {"stage": "evaluate", "split": "test", "task": task, "metric": "loss", "N": 98304, "seed": seed, "k": k,
+         "intervention": how, "value": 1 / k}
+        for task, numbers, how in (("counting:1-80", range(1, 81), ""), ("counting:64-71", range(64, 72), "trained"))
+        for k in numbers for seed in (0, 1)
+    ]  # fmt: skip
+    left, right = prompting.counting(table(rows)).axes[:2]
+    line = drawn(left)["loss of n after 1, ..., n - 1"]
+    np.testing.assert_allclose(line[1], 1 / np.array(line[0]))
+    assert set(drawn(right)) == {"after 1, ..., 63 in context", "trained"} and len(drawn(right)["trained"][0]) == 8
+
+
+@pytest.mark.parametrize("name", [name for name in FIGURES if FIGURES[name].draw.__module__.endswith("prompting")])
+def test_without_rows_a_figure_says_what_it_needs(name):
+    with pytest.raises(style.NoRows, match="no rows of"):
+        FIGURES[name].draw(table(evaluated("something else")))
