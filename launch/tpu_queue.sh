@@ -3,23 +3,22 @@
 
 queue=(gcloud compute tpus queued-resources)
 vm=(gcloud compute tpus tpu-vm)
-state="" reason="" may_create=yes nodes=() ready=() workers=()
+state="" is_type="" reason="" may_create=yes nodes=() ready=() workers=()
 
-describe() { # sets `state` of the queued resource ("" if unknown, DELETED if there is none), `reason` and `nodes`
-    local out i
-    out=$(run bounded "${queue[@]}" describe "$name" "${where[@]}" \
-        '--format=value(state.state,tpu.nodeSpec[0].multisliceParams.nodeCount,state.failedData.error.message)' \
-        2>"$err") || {
+describe() { # sets `state` ("" if unknown, DELETED if there is none), `slices`, `is_type`, `reason` and `nodes`
+    local out i spec='tpu.nodeSpec[0]'
+    out=$(run bounded "${queue[@]}" describe "$name" "${where[@]}" "--format=value(\
+state.state,$spec.multisliceParams.nodeCount,$spec.node.acceleratorType,state.failedData.error.message)" 2>"$err") || {
         state=""
         if grep -q NOT_FOUND "$err"; then state=DELETED; else cat "$err" >&2; fi
         return
     }
     if [ -n "$dry_run" ]; then # as if there were none at first
         printf '%s\n' "$out"
-        out=$([ "$dry_run" = yes ] && echo DELETED || echo ACTIVE)$'\t'$slices
+        out=$([ "$dry_run" = yes ] && echo DELETED || echo ACTIVE)$'\t'$slices$'\t'$type
         dry_run=created
     fi
-    IFS=, read -r state slices reason <<<"${out//$'\t'/,}"
+    IFS=, read -r state slices is_type reason <<<"${out//$'\t'/,}"
     slices=${slices:-1} nodes=("$name")
     [ "$slices" -eq 1 ] || nodes=()
     for ((i = 0; i < slices && slices > 1; i++)); do nodes+=("$name-$i"); done
@@ -78,6 +77,8 @@ obtain() { # takes the next step toward nodes that are all ready, until they are
             return 1
             ;;
         ACTIVE)
+            [ "$slices $is_type" = "$asked $type" ] ||
+                usage_error "$name has $slices of $is_type, not $asked of $type; delete it, or take another name"
             look_at_nodes
             case " ${ready[*]} " in
             *" 0 "*) delete || return 1 ;;

@@ -148,6 +148,9 @@ def test_an_interrupted_launcher_follows_what_it_started(checkout: Checkout) -> 
     other = run(checkout, "echo something else")
     assert other.returncode == 2 and "big is at another command" in other.stderr
 
+    other = run(checkout, program, "--slices=2")
+    assert other.returncode == 2 and "big has 1 of v5p-16, not 2 of v5p-16" in other.stderr
+
     (checkout.cloud / "go").touch()
     again = run(checkout, program)
     assert again.returncode == 0, again.stderr

@@ -111,15 +111,20 @@ def create(names: list[str], flags: dict[str, str]) -> None:
         refuse("Exactly one of (--node-id | --node-count) must be specified", 2)
     count = int(flags.get("node-count", "1"))
     nodes = [f"{flags['node-prefix']}-{i}" for i in range(count)] if count > 1 else [flags["node-id"]]
-    write_queue({"nodes": nodes, "state": "CREATING", "ahead": scenario()["ahead"]})
+    write_queue({"nodes": nodes, "type": flags["accelerator-type"], "state": "CREATING", "ahead": scenario()["ahead"]})
 
 
 def describe(names: list[str], flags: dict[str, str]) -> None:
     queue = look()
-    wanted = "value(state.state,tpu.nodeSpec[0].multisliceParams.nodeCount,state.failedData.error.message)"
-    assert flags["format"] == wanted, flags["format"]
     count = len(queue["nodes"]) if len(queue["nodes"]) > 1 else ""
-    print(queue["state"], count, "no capacity in this zone" if queue["state"] == "FAILED" else "", sep="\t")
+    values = {
+        "state.state": queue["state"],
+        "tpu.nodeSpec[0].multisliceParams.nodeCount": count,
+        "tpu.nodeSpec[0].node.acceleratorType": queue["type"],
+        "state.failedData.error.message": "no capacity in this zone" if queue["state"] == "FAILED" else "",
+    }
+    names = flags["format"].removeprefix("value(").removesuffix(")").split(",")
+    print(*(values[name] for name in names), sep="\t")
 
 
 def delete(names: list[str], flags: dict[str, str]) -> None:
