@@ -71,7 +71,7 @@ def choose(kind: str, head_dim: int, dtype: str, n_queries: int, n_keys: int, me
     """
     if kind != "auto":
         return kind
-    platform = mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
+    platform = sharding.platform(mesh)
     if platform == "tpu" and n_queries == n_keys and n_queries % _LANES == 0 and head_dim % _LANES == 0:
         return "splash"
     if platform == "gpu" and dtype == "bfloat16" and head_dim <= 128 and head_dim % 8 == 0 and n_queries > 1:
@@ -150,13 +150,12 @@ def _splash(q_BxTxHxK: jax.Array, k_BxTxHxK: jax.Array, v_BxTxHxK: jax.Array, vi
     """The kernel on each device's own rows and heads."""
     mesh, length, heads = visible.mesh, q_BxTxHxK.shape[1], q_BxTxHxK.shape[2]
     tensor = mesh.shape["tensor"] if mesh is not None else 1
-    platform = mesh.devices.flat[0].platform if mesh is not None else jax.default_backend()
-    kernel: Any = functools.partial(_splash_rows, heads=heads // tensor, length=length, interpret=platform == "cpu")
+    interpret = sharding.platform(mesh) == "cpu"
+    kernel: Any = functools.partial(_splash_rows, heads=heads // tensor, length=length, interpret=interpret)
     # A branch of a segment is one run of tokens, and a number of its own.
     runs_BxT = visible.keys.segment_ids * length + visible.keys.branch_ids
     limits = runs_BxT if visible.mask is None else visible.mask
     if mesh is not None and mesh.size > 1:
-        sharding.check_heads(heads, mesh)
         rows, heads_of_rows = P(("data", "fsdp")), P(("data", "fsdp"), "tensor")
         kernel = jax.shard_map(
             kernel, mesh=mesh, in_specs=(*[heads_of_rows] * 3, rows), out_specs=heads_of_rows, check_vma=False

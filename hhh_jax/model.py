@@ -113,11 +113,16 @@ def rotate(x_BxTxHxK: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Arr
 
 
 class Linear(nn.Module):
-    """``x @ kernel + bias`` with the matmul in two dimensions, which XLA's CPU backend runs twice as fast."""
+    """``x @ kernel + bias``.
+
+    `flat` runs the matmul in two dimensions, which XLA's CPU backend does twice as fast. Elsewhere rows and tokens stay
+    apart, because both may be divided among devices.
+    """
 
     features: int
     use_bias: bool
     dtype: jnp.dtype
+    flat: bool
     init_scale: float = 1.0
 
     @nn.compact
@@ -125,7 +130,8 @@ class Linear(nn.Module):
         d_in = x_BxTxI.shape[-1]
         init = nn.initializers.normal(self.init_scale / math.sqrt(d_in))
         kernel_IxO = self.param("kernel", init, (d_in, self.features), jnp.float32)
-        y = x_BxTxI.reshape(-1, d_in).astype(self.dtype) @ kernel_IxO.astype(self.dtype)
+        x = x_BxTxI.reshape(-1, d_in) if self.flat else x_BxTxI
+        y = x.astype(self.dtype) @ kernel_IxO.astype(self.dtype)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
         return y.reshape(*x_BxTxI.shape[:-1], self.features)
@@ -163,17 +169,13 @@ class Block(nn.Module):
         residual_scale = 1 / math.sqrt(2 * c.n_layer)
 
         def linear(features: int, name: str, init_scale: float = 1.0) -> Linear:
-            return Linear(features, c.biases, dtype, init_scale, name=name)
+            return Linear(features, c.biases, dtype, sharding.platform(self.mesh) == "cpu", init_scale, name=name)
 
-        def residual(x_BxTxD: jax.Array) -> jax.Array:
-            return sharding.constrain_residual(x_BxTxD, self.mesh, c.shard_sequence)
-
-        def whole(x_BxTxD: jax.Array) -> jax.Array:
-            return sharding.constrain_residual(x_BxTxD, self.mesh, False)
-
-        y_BxTxD = whole(_norm(c, "attention_norm")(x_BxTxD))
+        place = sharding.Activations(self.mesh, c.shard_sequence)
+        y_BxTxD = place.whole(_norm(c, "attention_norm")(x_BxTxD))
         heads = (*y_BxTxD.shape[:2], c.n_head, c.head_dim)
-        q, k, v = (linear(c.d_model, name)(y_BxTxD).reshape(heads) for name in ("query", "key", "value"))
+        qkv = (place.features(linear(c.d_model, name)(y_BxTxD)) for name in ("query", "key", "value"))
+        q, k, v = (x_BxTxD.reshape(heads) for x_BxTxD in qkv)
         if c.positions == "rotary":
             q, k = rotate(q, angles), rotate(k, angles)
         if before:
@@ -182,12 +184,13 @@ class Block(nn.Module):
             attended_BxTxHxK = attend_after(blocks, q, k, v, visibility.mask)
         else:
             attended_BxTxHxK = attention.attend(q, k, v, visibility)
-        attended_BxTxD = attended_BxTxHxK.reshape(y_BxTxD.shape)
-        attended_BxTxD = residual(linear(c.d_model, "attention_out", residual_scale)(attended_BxTxD))
+        attended_BxTxD = place.features(attended_BxTxHxK.reshape(y_BxTxD.shape))
+        attended_BxTxD = place.residual(linear(c.d_model, "attention_out", residual_scale)(attended_BxTxD))
 
-        z_BxTxD = whole(_norm(c, "mlp_norm")(x_BxTxD if c.residual == "parallel" else x_BxTxD + attended_BxTxD))
-        h_BxTxF = nn.gelu(linear(c.d_ff, "mlp_in")(z_BxTxD), approximate=False)
-        added_BxTxD = residual(linear(c.d_model, "mlp_out", residual_scale)(h_BxTxF))
+        z_BxTxD = x_BxTxD if c.residual == "parallel" else x_BxTxD + attended_BxTxD
+        z_BxTxD = place.whole(_norm(c, "mlp_norm")(z_BxTxD))
+        h_BxTxF = nn.gelu(place.features(linear(c.d_ff, "mlp_in")(z_BxTxD)), approximate=False)
+        added_BxTxD = place.residual(linear(c.d_model, "mlp_out", residual_scale)(h_BxTxF))
         return x_BxTxD + attended_BxTxD + added_BxTxD, (k, v) if self.keep else None
 
 
@@ -209,10 +212,14 @@ class Transformer(nn.Module):
         """Returns hidden states ``[B, T, D]`` after the last norm, in the compute dtype, and, if a cache was given, be
         it empty, the keys and values of these tokens."""
         c = self.config
+        sharding.check_heads(c.n_head, self.mesh)
         init = nn.initializers.normal(0.02)
         embedding_VxD = self.param("embedding", init, (c.vocab_size, c.d_model), jnp.float32)
         # The table is smaller than what a large batch would look up in its parts.
-        x_BxTxD = sharding.gather_once(embedding_VxD, c.dtype, self.mesh)[tokens_BxT].astype(c.dtype)
+        place = sharding.Activations(self.mesh, c.shard_sequence)
+        table_VxD = sharding.gather_once(embedding_VxD, c.dtype, self.mesh)
+        look_up = lambda table_VxD, tokens_BxT: table_VxD[tokens_BxT].astype(c.dtype)  # noqa: E731
+        x_BxTxD = place.features(sharding.by_rows(self.mesh, look_up, table_VxD, tokens_BxT))
         if c.positions == "learned":
             table_PxD = self.param("position_embedding", init, (c.max_positions, c.d_model), jnp.float32)
             x_BxTxD += table_PxD.astype(c.dtype)[positions_BxT]
@@ -235,13 +242,13 @@ class Transformer(nn.Module):
             length=c.n_layer,
             unroll=c.unroll,
         )
-        x_BxTxD = sharding.constrain_residual(x_BxTxD, self.mesh, c.shard_sequence)
+        x_BxTxD = place.residual(x_BxTxD)
         before = tuple((block.keys, block.values) for block in cache or ())
         before_is_real = tuple(block.real for block in cache or ())
         keep = cache is not None
         stack = blocks(c, self.mesh, keep, name="blocks")
         x_BxTxD, kept = stack(x_BxTxD, before, before_is_real, visibility, angles)
-        hidden_BxTxD = sharding.constrain_residual(_norm(c, "final_norm")(x_BxTxD), self.mesh, False)
+        hidden_BxTxD = place.whole(_norm(c, "final_norm")(x_BxTxD))
         return hidden_BxTxD, KeyValues(kept[0], kept[1], segment_ids_BxT > 0) if keep else None
 
 

@@ -113,11 +113,9 @@ class Outputs:
             values_NxRxC = jax.lax.map(chunk, tuple(map(split, arrays_RxT)))
             return jnp.swapaxes(values_NxRxC, 0, 1).reshape(arrays_RxT[0].shape[:2])
 
-        kernel_DxV = self.params["lm_head"]["kernel"]
-        if self.chunks == 1:
-            return all_at_once(kernel_DxV, self.hidden_RxTxD, *arrays_RxT)
-        kernel_DxV = sharding.gather_once(kernel_DxV, self.hidden_RxTxD.dtype, self.mesh)
-        return sharding.by_rows(in_chunks, self.mesh)(kernel_DxV, self.hidden_RxTxD, *arrays_RxT)
+        kernel_DxV = sharding.gather_once(self.params["lm_head"]["kernel"], self.hidden_RxTxD.dtype, self.mesh)
+        local = all_at_once if self.chunks == 1 else in_chunks
+        return sharding.by_rows(self.mesh, local, kernel_DxV, self.hidden_RxTxD, *arrays_RxT)
 
     def target_logps(self) -> jax.Array:
         """Log-probability of each token's target, float32 ``[R, T]``; meaningless where no mask is set."""

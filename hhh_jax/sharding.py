@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+def platform(mesh: Mesh | None) -> str:
+    """``cpu``, ``gpu`` or ``tpu``; of JAX's own devices if `mesh` is None."""
+    return str(jax.default_backend() if mesh is None else mesh.devices.flat[0].platform)
+
+
 def row_multiple(mesh: Mesh) -> int:
     """What the number of rows of a batch must be a multiple of."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
@@ -78,9 +83,9 @@ def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:
         raise UserError(f"a batch of {rows} rows cannot be divided among {divided}{near}")
 
 
-def check_heads(heads: int, mesh: Mesh) -> None:
-    """Raises UserError, with the nearest mesh that works, if kernels can't have the same number of heads each."""
-    if heads % mesh.shape["tensor"]:
+def check_heads(heads: int, mesh: Mesh | None) -> None:
+    """Raises UserError, with the nearest mesh that works, if the devices can't have the same number of heads each."""
+    if mesh is not None and heads % mesh.shape["tensor"]:
         near = nearest_mesh(mesh, lambda data, fsdp, tensor: heads % tensor == 0)
         tensor = mesh.shape["tensor"]
         raise UserError(f"{heads} attention heads cannot be divided among mesh axis tensor = {tensor}{near}")
@@ -139,13 +144,47 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(None, ("data", "fsdp")))
 
 
-def constrain_residual(x_BxTxD: jax.Array, mesh: Mesh | None, along_tokens: bool) -> jax.Array:
-    """Rows over data and fsdp and, if `along_tokens` and it comes out even, a row's tokens over tensor."""
-    if mesh is None or mesh.size == 1:
-        return x_BxTxD
-    even = along_tokens and x_BxTxD.shape[1] % mesh.shape["tensor"] == 0
-    spec = P(("data", "fsdp"), "tensor" if even else None, None)
-    return jax.lax.with_sharding_constraint(x_BxTxD, NamedSharding(mesh, spec))
+class Activations(NamedTuple):
+    """How activations ``[B, T, ...]`` lie on a mesh: rows over data and fsdp, and what tensor divides.
+
+    On a single device nothing is done. Sizes that a mesh doesn't divide stay whole.
+
+    Attributes:
+      mesh: None for a single device.
+      along_tokens: whether the residual stream is divided along tokens.
+    """
+
+    mesh: Mesh | None
+    along_tokens: bool
+
+    def residual(self, x_BxTxD: jax.Array) -> jax.Array:
+        """Tokens over tensor: what adds to the residual stream is reduced and scattered, not reduced for all."""
+        return self._constrain(x_BxTxD, "tensor" if self.along_tokens else None, None)
+
+    def features(self, x_BxTxF: jax.Array) -> jax.Array:
+        """The last axis over tensor: what a matrix with divided columns gives, or heads side by side."""
+        return self._constrain(x_BxTxF, None, "tensor")
+
+    def whole(self, x_BxTxD: jax.Array) -> jax.Array:
+        """All tokens of the residual stream, gathered as they are; their gradient is divided along tokens again."""
+        if self.mesh is None or self.mesh.size == 1:
+            return x_BxTxD
+
+        @jax.custom_vjp
+        def gather(x_BxTxD: jax.Array) -> jax.Array:
+            # Both constraints, or a conversion to a smaller type that comes before would be done after.
+            return self._constrain(self.residual(x_BxTxD), None, None)
+
+        gather.defvjp(lambda x_BxTxD: (gather(x_BxTxD), None), lambda _, dy_BxTxD: (self.residual(dy_BxTxD),))
+        return gather(x_BxTxD)
+
+    def _constrain(self, x_BxTxD: jax.Array, *axes: str | None) -> jax.Array:
+        mesh = self.mesh
+        if mesh is None or mesh.size == 1:
+            return x_BxTxD
+        rows = ("data", "fsdp") if x_BxTxD.shape[0] % row_multiple(mesh) == 0 else None
+        even = (a if a and n % mesh.shape[a] == 0 else None for n, a in zip(x_BxTxD.shape[1:], axes, strict=True))
+        return jax.lax.with_sharding_constraint(x_BxTxD, NamedSharding(mesh, P(rows, *even)))
 
 
 def gather_once(matrix_VxD: jax.Array, dtype: Any, mesh: Mesh | None) -> jax.Array:
@@ -159,19 +198,17 @@ def gather_once(matrix_VxD: jax.Array, dtype: Any, mesh: Mesh | None) -> jax.Arr
     return rounded.astype(jnp.float32)
 
 
-def by_rows(fn: Callable[..., jax.Array], mesh: Mesh | None) -> Callable[..., jax.Array]:
-    """``fn(shared, *arrays_R)`` run by each group of devices on its own rows; what tensor divides stays so."""
-    if mesh is None or mesh.size == 1:
-        return fn
+def by_rows(mesh: Mesh | None, fn: Callable[..., jax.Array], shared: jax.Array, *arrays_R: jax.Array) -> jax.Array:
+    """``fn(shared, *arrays_R)`` run by each group of devices on its own rows; what tensor divides stays so.
 
-    def mapped(shared: jax.Array, *arrays_R: jax.Array) -> jax.Array:
-        rows = P(("data", "fsdp"))
-        specs = (P(), *[rows] * len(arrays_R))
-        return jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=rows, axis_names={"data", "fsdp"})(
-            shared, *arrays_R
-        )
-
-    return mapped
+    The gradient by `shared` is added up over a group's rows before it is over the groups.
+    """
+    if mesh is None or row_multiple(mesh) == 1 or arrays_R[0].shape[0] % row_multiple(mesh):
+        return fn(shared, *arrays_R)
+    rows = P(("data", "fsdp"))
+    specs = (P(), *[rows] * len(arrays_R))
+    mapped = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=rows, axis_names={"data", "fsdp"})
+    return mapped(shared, *arrays_R)
 
 
 def local_logits(rows: int, vocab_size: int, mesh: Mesh) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh
 
 from hhh_jax import attention, sharding, train
 
-MODEL = reference.tiny(n_layer=1)
+MODEL = reference.tiny(n_layer=1, head_dim=2)  # eight heads
 
 
 def stacked(trees: list[Any]) -> Any:

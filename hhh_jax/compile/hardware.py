@@ -1,6 +1,7 @@
 """TPUs as their makers publish them, and topologies of them that programs are compiled for with none at hand."""
 
 import dataclasses
+import importlib.util
 import math
 import re
 from collections.abc import Sequence
@@ -90,15 +91,18 @@ class Topology:
 
     def devices(self) -> Sequence[Any]:
         """JAX's devices of it, which run nothing; raises UserError if there is no such topology, or no libtpu."""
+        import jax
         from jax.experimental import topologies
 
+        if importlib.util.find_spec("libtpu") is None:
+            raise UserError('compiling for TPUs needs libtpu: pip install "hhh_jax[tpu]"')
         slices = {"num_slices": self.slices} if self.slices > 1 else {}
         try:
             name = f"{self.name}:{self.size}"
             return topologies.get_topology_desc(name, "tpu", **self.chip.options, **slices).devices
-        except Exception as error:  # of several types, by version
-            if "libtpu" in str(error).lower() and "topology" not in str(error).lower():
-                raise UserError('compiling for TPUs needs libtpu: pip install "hhh_jax[tpu]"') from error
+        except jax.errors.JaxRuntimeError as error:
+            if "INVALID_ARGUMENT" not in str(error):
+                raise UserError(f"libtpu refuses: {error}") from error
             there = ", ".join(self.chip.sizes)
             raise UserError(f"no TPU topology {self.name}:{self.size}; there are {self.name}: {there}") from error
 

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
 
 def prepare_environment() -> None:
-    """To be called before JAX is imported: its devices stay the CPU's, and libtpu looks for no machine."""
+    """To be called before JAX is imported: its devices stay the CPU's, and libtpu looks for no machine and no lock."""
     os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
