@@ -66,10 +66,9 @@ def run(
     mesh = sharding.make_mesh(**c.mesh)
     source = read_extra(open_path(c.init.checkpoint) / "checkpoints") if c.init.checkpoint else None
     tokenizer = stage_data.stored_tokenizer(c, source)
-    multiple = sharding.row_multiple(mesh) * c.optim.accumulate
-    if c.objective.name == "lm" and c.batch.rows % multiple:
-        raise UserError(f"config key batch.rows is {c.batch.rows}; mesh and accumulation take multiples of {multiple}")
-    data = stage_data.load(c, tokenizer, multiple)
+    if c.objective.name not in ("imitation", "preference"):  # batches of pairs get as many rows as the mesh asks for
+        sharding.check_rows(c.batch.rows, c.optim.accumulate, mesh)
+    data = stage_data.load(c, tokenizer, sharding.row_multiple(mesh) * c.optim.accumulate)
     if distributed.is_first():
         write_text_atomic(folder / "tokenizer.json", data.tokenizer.to_json())
         write_json_atomic(folder / "data.json", data.counts)

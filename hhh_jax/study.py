@@ -395,6 +395,8 @@ def _parse_shard(text: str) -> tuple[int, int]:
 def main(_: Sequence[str]) -> None:
     study = load_study(cli.config_path())
     c = _CONFIG.value
+    if "://" in _WORKDIR.value:
+        raise UserError(f"--workdir={_WORKDIR.value}: workers of a study share it by file locks; give a local folder")
     workdir = Path(_WORKDIR.value).absolute()
     planned: list[Planned] = study.runs(c)
     check_plan(planned)
