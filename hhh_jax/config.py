@@ -124,6 +124,7 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
     c.eval = {
         "rows": 8 if cpu else 32,  # of an evaluation batch
         "points": 1 if lm or rows else 8,  # evenly spaced validations; the best one's parameters are kept
+        "split": "test",  # what is tested on; of a prepared folder also test_no_overlap, see its data card
         "limit": 0,  # test items; 0 takes all
         "validation_limit": 0,  # validation items
         "selections": ("best", "final"),  # which parameters are tested: chosen on validation, and the last ones

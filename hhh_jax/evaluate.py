@@ -1,6 +1,6 @@
 """Text is scored here and nowhere else: log-probabilities and rewards of every side of every pair, each item once.
 
-    python -m hhh_jax.evaluate --checkpoint=RUN_DIR [--task=NAME] [--split=test] [--selection=best|final]
+    python -m hhh_jax.evaluate --checkpoint=RUN_DIR [--task=NAME] [--split=SPLIT] [--selection=best|final]
 
 recomputes result rows of a finished run from its checkpoint and prints them as JSON lines.
 
@@ -286,7 +286,9 @@ def main(_: Sequence[str]) -> None:
 if __name__ == "__main__":
     _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Directory of a finished run.", required=True)
     _TASK = flags.DEFINE_string("task", "", "Task or file of pairs to evaluate on; the run's own if not given.")
-    _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which part of it.")
+    _SPLIT = flags.DEFINE_string(
+        "split", "", "Which part of it, as test_no_overlap of a prepared folder; if empty that of the run."
+    )
     _SELECTION = flags.DEFINE_enum(
         "selection", "best", ["best", "final"], "Parameters chosen on validation, or the last."
     )

@@ -52,8 +52,8 @@ def full_row(this: Run, row: dict[str, Any]) -> dict[str, Any]:
         "n_layer": c.model.n_layer, "N": model.count_params(this.step_config.model)["n"],
         "objective": c.objective.name, "init": c.labels.init, "intervention": c.labels.intervention,
         "lambda": c.objective.lam if preference else "", "mu": c.objective.mu if preference else "", "eoc": "true",
-        "task": this.data.name, "split": "test", "pairs_total": this.data.n_train_pairs or "", "curve": "separate",
-        "pretrain_seed": this.pretrain_seeds[list(c.seeds).index(row["seed"])],
+        "task": this.data.name, "split": c.eval.split, "pairs_total": this.data.n_train_pairs or "",
+        "curve": "separate", "pretrain_seed": this.pretrain_seeds[list(c.seeds).index(row["seed"])],
         "config_sha": this.sha, "data_sha": this.data.sha, "code_version": code_version(),
     } | row  # fmt: skip
 
@@ -62,7 +62,7 @@ def results(this: Run, state: train.State, selections: tuple[str, ...]) -> tuple
     """Result rows and item records of the run's own held-out data."""
     c, rows, items = this.config, [], []
     seeds = tuple(c.seeds)
-    where = {"task": this.data.name, "split": "test"}
+    where = {"task": this.data.name, "split": c.eval.split}
     if isinstance(this.data.train, RowLoader):
         found = row_values(this, state["params"], this.data.test)
         for name, (sum_GxN, weight_N) in found.items():
@@ -119,7 +119,7 @@ def untuned_results(this: Run, state: train.State) -> tuple[list[dict], list[dic
         pairs, _, sha = stage_data.load_split(c, task, "test", this.data.tokenizer)
         scores = evaluate.score_pairs(make_scorer(this, state["params"]), pairs, ("logp",))
         for row in evaluate.pair_rows(scores, tuple(c.seeds), "best", ("mean_logp",)):
-            about = {"objective": "untuned", "task": task, "data_sha": sha[:12], "lambda": "", "mu": ""}
-            rows.append(full_row(this, row) | about)
+            about = {"objective": "untuned", "task": task, "split": "test", "data_sha": sha[:12]}
+            rows.append(full_row(this, row) | about | {"lambda": "", "mu": ""})
         items += evaluate.pair_items(scores, pairs, tuple(c.seeds), task=task, split="test", selection="best")
     return rows, items

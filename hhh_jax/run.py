@@ -232,6 +232,10 @@ def write_lines(path: str | os.PathLike[str], records: list[dict[str, Any]]) -> 
 def recompute_rows(checkpoint: str, task: str, split: str, selection: str) -> list[dict[str, Any]]:
     """Result rows of a run computed anew from its newest checkpoint: its own data's, or those of another task.
 
+    Args:
+      task: a task or file of pairs; empty for the run's own.
+      split: of that; empty for the one that the run was tested on, of another task for test.
+
     Raises UserError if `checkpoint` is no run's directory.
     """
     workdir = open_path(checkpoint)
@@ -239,9 +243,10 @@ def recompute_rows(checkpoint: str, task: str, split: str, selection: str) -> li
     mesh = sharding.make_mesh(**c.mesh)
     sc = make_step_config(c, tokenizer.vocab_size, mesh)
     state = load_state(workdir, sc)
-    name = task or c.data.source
+    name, split = task or c.data.source, split or ("test" if task else c.eval.split)
     extra = read_extra(workdir / "checkpoints")
     if c.objective.name == "lm" and not task:
+        c.eval.split = split
         data = stage_data.load(c, tokenizer, sharding.row_multiple(mesh) * c.optim.accumulate)
         seeds = tuple(extra["pretrain_seeds"])
         this = Run(c, workdir, data, sc, _total_steps(c, data), seeds, extra["config_sha"], time.monotonic())

@@ -32,7 +32,7 @@ class StageData(NamedTuple):
       tokenizer: the run's.
       train: training batches by step.
       train_pairs: the training pairs; None in language-modeling stages.
-      validation, test: tokenized pairs or documents, or labeled rows.
+      validation, test: tokenized pairs or documents, or labeled rows; `test` is the split ``eval.split``.
       counts: what was read, kept and dropped in each split, and its hash.
       sha: hash of all that was read, first 12 digits.
     """
@@ -83,12 +83,13 @@ def load(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None, row_multiple
         return _load_rows(c, tokenizer)
     documents = c.objective.name == "lm"
     tokenizer = tokenizer or _train_tokenizer(c, documents)
-    splits = {split: load_split(c, c.data.source, split, tokenizer, documents) for split in SPLITS}
-    counts = {name: split.counts.as_dict() | {"sha256": split.sha} for name, split in splits.items()}
-    for name, split in splits.items():
+    names = ("train", "validation", c.eval.split)
+    splits = [load_split(c, c.data.source, name, tokenizer, documents) for name in names]
+    counts = {name: s.counts.as_dict() | {"sha256": s.sha} for name, s in zip(names, splits, strict=True)}
+    for name, split in zip(names, splits, strict=True):
         if not split.items:
             raise UserError(f"{c.data.source}: no pair is left in its {name} split: {json.dumps(counts[name])}")
-    train, validation, test = (split.items for split in splits.values())
+    train, validation, test = (split.items for split in splits)
     d = c.data
     loader: PairLoader | DocumentLoader
     if documents:
@@ -98,7 +99,7 @@ def load(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None, row_multiple
         loader = PairLoader(
             train, c.batch.pairs, d.row_length, d.slots, tokenizer.pad_id, row_multiple, d.share_context, d.row_sizes
         )
-    sha = "".join(split.sha[:4] for split in splits.values())
+    sha = "".join(split.sha[:4] for split in splits)
     return StageData(d.source, tokenizer, loader, None if documents else train, validation, test, counts, sha)
 
 

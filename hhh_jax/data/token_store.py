@@ -3,7 +3,7 @@
 Large sources are tokenized once, by the processes of a pool, and kept in a cache folder: `HHH_JAX_CACHE_DIR`, or
 hhh_jax/tokens in the user's cache folder. It can be removed at any time.
 
-    KEY.partial/000017.npz   a part, records of 16 MiB of text; there whole or not at all: a killed run goes on
+    KEY.partial/000017.npz   a part, records of some MiB of text; there whole or not at all: a killed run goes on
     KEY/tokens.bin, ...      the arrays of all parts, one behind the other
         meta.json            their types and shapes, and the counts of reading
 
@@ -37,7 +37,7 @@ from hhh_jax.data.workers import Call, pool
 
 LARGE = 4 * 2**20  # bytes of a file or folder from which on tokens are kept on disk
 SHARED = 64 * 2**20  # and from which on processes share the work
-PART = 16 * 2**20  # bytes of text
+PART = 4 * 2**20  # characters of text
 TRAINED_ON = 2**30  # characters that a tokenizer is trained on
 _ENDS = ("ends", "name_ends")  # count within a part
 _FORMAT = 1
@@ -280,6 +280,8 @@ def cached(source: files.Source, settings: Sequence[Any], make: Callable[[Path, 
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.exists():
+                for stray in folder.parent.glob(f"{key}.*.tmp"):  # of a process that was killed
+                    remove(stray)
                 with new_path(folder) as made:
                     made.mkdir()
                     make(made, partial)
@@ -296,7 +298,7 @@ def cache_folder() -> Path:
 def _parts(
     found: Iterable[tuple[Any, str | None]],
 ) -> Iterator[list[tuple[Any, str | None]]]:
-    """The records in order, up to PART bytes of text at a time."""
+    """The records in order, up to about PART characters of text at a time."""
     part: list[tuple[Any, str | None]] = []
     size = 0
     for record, named in found:

@@ -1,39 +1,16 @@
 import dataclasses
-import hashlib
-import json
 import math
 import re
 from collections import Counter
 
 import pytest
+from prepared_folders import KIND, prepared
 
-from hhh_jax import atomic
-from hhh_jax.data import prepare, shards, streams
-from hhh_jax.data.records import KINDS, Document, GroupedLabel, MultipleChoice, Pair, Prompt
+from hhh_jax.data import prepare, streams
+from hhh_jax.data.records import Document, GroupedLabel, MultipleChoice, Pair, Prompt
 from hhh_jax.data.source import Drop
 from hhh_jax.data.sources import mix
 from hhh_jax.errors import UserError
-
-KIND = {record: kind for kind, record in KINDS.items()}
-
-
-def folder(path, splits):
-    """A prepared folder of records by split, two train shards."""
-    (path / "units").mkdir(parents=True)
-    records = [(split, record) for split, part in splits.items() for record in part]
-    for unit, part in enumerate((records[::2], records[1::2])):
-        data = [(split, shards.serialize(record)) for split, record in part]
-        shards.write_unit(path / "units" / f"{unit}", data, {})
-    kind = KIND[type(records[0][1])]
-    made = shards.write_folder(path / "final", "tiny", "about", kind, path / "units")
-    atomic.remove(path / "units")
-    for file in (path / "final").iterdir():
-        file.rename(path / file.name)
-    (path / "final").rmdir()
-    for shard in made:
-        shard["sha256"] = hashlib.sha256((path / shard["name"]).read_bytes()).hexdigest()
-    (path / "card.json").write_text(json.dumps({"kind": kind, "shards": made}))
-    return str(path)
 
 
 def pairs(name, number):
@@ -56,9 +33,9 @@ def read(inputs, kind="pairs", seed=0, weights=""):
 
 @pytest.fixture
 def two(tmp_path):
-    one = folder(tmp_path / "stack", {"train": pairs("s", 300), "validation": pairs("v", 30), "test": pairs("t", 40)})
+    one = prepared(tmp_path / "stack", {"train": pairs("s", 300), "validation": pairs("v", 30), "test": pairs("t", 40)})
     free = pairs("u", 3)
-    other = folder(tmp_path / "reddit", {"train": pairs("r", 100), "test": pairs("u", 10), "test_no_overlap": free})
+    other = prepared(tmp_path / "reddit", {"train": pairs("r", 100), "test": pairs("u", 10), "test_no_overlap": free})
     return [one, other]
 
 
@@ -110,7 +87,7 @@ EVERY_KIND = [
 
 @pytest.mark.parametrize("record", EVERY_KIND, ids=lambda record: type(record).__name__)
 def test_every_kind_of_record(record, tmp_path):
-    records, _, _ = read([folder(tmp_path / "a", {"test": [record]})], kind=KIND[type(record)])
+    records, _, _ = read([prepared(tmp_path / "a", {"test": [record]})], kind=KIND[type(record)])
     assert records == {"test": [dataclasses.replace(record, id="a/1", group="a/g")]}
 
 
@@ -138,9 +115,9 @@ def test_missing_and_unfit_components(two, tmp_path):
     (tmp_path / "half.partial").mkdir()
     refuses(r"half: no such folder; .*half\.partial is not finished", tmp_path / "half")
     refuses("half.partial: not a prepared folder", tmp_path / "half.partial")
-    texts = folder(tmp_path / "texts", {"train": [Document("1", "t", "g")]})
+    texts = prepared(tmp_path / "texts", {"train": [Document("1", "t", "g")]})
     refuses("texts: documents can't be mixed as pairs; give --kind=documents", *two, texts)
-    refuses("2 folders are named stack", two[0], folder(tmp_path / "b" / "stack", {"train": pairs("x", 2)}))
+    refuses("2 folders are named stack", two[0], prepared(tmp_path / "b" / "stack", {"train": pairs("x", 2)}))
     for weights in ("1", "1,2,3", "1,x", "1,0", "1,-1", "1,nan", "1,inf"):
         refuses(re.escape(f"weights={weights}: must be 2 positive numbers"), *two, weights=weights)
 

@@ -5,9 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from prepared_folders import prepared
 
 from hhh_jax import atomic, config, stage_data
-from hhh_jax.data import datasets, files, shards, token_store
+from hhh_jax.data import datasets, files, token_store
 from hhh_jax.data.files import Source
 from hhh_jax.data.loader import DocumentLoader, PairLoader
 from hhh_jax.data.packing import tokenize_documents, tokenize_pairs
@@ -43,18 +44,10 @@ def write_lines(path, records, **more):
     return path
 
 
-def write_folder(folder, records, kind):
-    """As `prepare` does: a tenth of the records each for validation and test, two shards for train."""
-    units = folder.with_name("units")
-    units.mkdir(parents=True)
-    parts = ("validation", "test", *["train"] * 8)
-    placed = [(parts[i % 10], shards.serialize(record)) for i, record in enumerate(records)]
-    for unit in (0, 1):
-        shards.write_unit(units / f"{unit}", placed[unit::2], {})
-    shards.write_folder(folder, "tiny", "about", kind, units)
-    atomic.remove(units)
-    (folder / "card.json").write_text("{}")
-    return folder
+def write_folder(folder, records):
+    """A tenth of the records each for validation and test."""
+    held_out = {"validation": records[::10], "test": records[1::10]}
+    return prepared(folder, {"train": [record for i, record in enumerate(records) if i % 10 > 1], **held_out})
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +99,7 @@ def test_pairs_on_disk_are_those_of_lists(form, settings, tokenizer, cache, tmp_
     """The batches of a run, its held-out pairs, counts and hashes equal those that lists of records give."""
     records = some_pairs(300)
     if form == "folder":
-        source = write_folder(tmp_path / "folder", records, "pairs")
+        source = write_folder(tmp_path / "folder", records)
     else:
         source = write_lines(tmp_path / "own.jsonl", records)
         source.write_text(source.read_text() + '{"context": "c"}\n')
@@ -137,7 +130,7 @@ def test_pairs_on_disk_are_those_of_lists(form, settings, tokenizer, cache, tmp_
 def test_documents_on_disk_are_those_of_lists(form, tokenizer, cache, tmp_path):
     records = some_documents(200)
     if form == "folder":
-        source = write_folder(tmp_path / "folder", records, "documents")
+        source = write_folder(tmp_path / "folder", records)
     else:
         source = write_lines(tmp_path / "own.jsonl", records)
     c = stage_config("pretrain", source, **{"eval.limit": 9, "batch.rows": 2})
@@ -161,7 +154,7 @@ def test_a_tokenizer_is_that_of_the_training_records(stage, form, cache, tmp_pat
     records = some_pairs(100) if stage == "ranked" else some_documents(100)
     source = tmp_path / "own.jsonl"
     if form == "folder":
-        source = write_folder(tmp_path / "folder", records, "pairs" if stage == "ranked" else "documents")
+        source = write_folder(tmp_path / "folder", records)
     else:
         write_lines(source, records)
     c = stage_config(stage, source, **{"data.limit": 30})
@@ -208,12 +201,14 @@ def test_a_killed_run_goes_on_with_the_parts_that_it_has(tokenizer, cache, tmp_p
     assert [path.suffix for path in sorted(cache.iterdir())] == [".lock", ".partial"]
     kept = {path.name: path.stat().st_mtime_ns for path in next(cache.glob("*.partial")).iterdir()}
     assert sorted(kept) == ["000000.npz", "000001.npz", "000002.npz"] == done
+    stray = cache / f"{next(cache.glob('*.lock')).stem}.0123abcd.tmp"
+    stray.mkdir()  # as kill -9 leaves it
     written = []
     monkeypatch.setattr(token_store, "_write_part", lambda path, *rest: written.append(path.name) or write(path, *rest))
     resumed = store_of(source, tokenizer)
     assert len(written) > 3 and not set(written) & set(kept)
     assert all(np.array_equal(resumed.arrays[name], whole.arrays[name]) for name in whole.arrays)
-    assert not list(cache.glob("*.partial"))
+    assert not list(cache.glob("*.partial")) and not stray.exists()
 
 
 def test_processes_make_the_same(tokenizer, cache, tmp_path, monkeypatch):
