@@ -97,7 +97,7 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
         "row_length": length,
         "max_tokens": length // 2,  # of one side of a pair, context and end-of-context included
         "slots": max(length // 16, 1),  # pairs a row can hold
-        "share_context": True,
+        "share_context": length <= attention.MASKED_TOKENS,  # of the sides of a pair; longer rows have to repeat it
         "row_sizes": 2 if cpu else 4,  # numbers of rows that a batch of pairs may take; each is a program to compile
         "tokenizer": "",  # a tokenizer.json; empty: that of init.checkpoint, else one trained on the source
     }
@@ -220,6 +220,12 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise UserError(f"config key seeds is {tuple(c.seeds)}; give one or more different numbers")
     if c.data.max_tokens * (2 if c.data.binarize else 1) > c.data.row_length:
         raise UserError(f"config key data.max_tokens is {c.data.max_tokens}; rows have {c.data.row_length} tokens")
+    pairs = c.objective.name in ("imitation", "preference")
+    if pairs and c.data.share_context and c.data.row_length > attention.MASKED_TOKENS:
+        raise UserError(
+            f"config key data.share_context is True; rows of {c.data.row_length} tokens have to repeat the context: set "
+            f"it to false, or data.row_length to at most {attention.MASKED_TOKENS}"
+        )
     if c.objective.name == "preference" and not (c.objective.lam > 0 and c.objective.mu >= 0):
         raise UserError("config keys objective.lam and objective.mu: lam must be above 0 and mu at least 0")
     if c.batch.rows % c.optim.accumulate:

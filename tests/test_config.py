@@ -89,6 +89,7 @@ def test_bad_arguments(arg, message):
         ("eval.selections", ("bset",), "takes best and final"),
         ("checkpoint.every_steps", 0, "must be above 0"),
         ("data.max_tokens", 500, "rows have 128 tokens"),
+        ("data.row_length", 4096, "data.share_context is True; rows of 4096 tokens have to repeat the context"),
         ("optim.accumulate", 3, "must divide batch.rows"),
         ("objective.mu", -1.0, "at least 0"),
         ("stage", "rank", "did you mean 'ranked'"),
