@@ -87,7 +87,7 @@ switches=dry_run
 lists=sbatch_flag
 parse_options "$@"
 [ ${#command[@]} -gt 0 ] || usage_error "give the command after --"
-command -v sbatch >/dev/null || usage_error "no sbatch here: this is for a login node of a SLURM cluster"
+[ -n "$dry_run" ] || command -v sbatch >/dev/null || usage_error "no sbatch here: this is for a login node of a SLURM cluster"
 cd -- "$root"
 run mkdir -p "$logs"
 tasks=(--nodes="$nodes" --ntasks-per-node="$((gpus > 0 ? gpus : 1))")

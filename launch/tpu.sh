@@ -178,7 +178,7 @@ v6e-*) : "${runtime_version:=v2-alpha-tpuv6e}" ;;
 tpu7x*) usage_error "$type is to be had on GKE: see launch/examples/gke_jobset.yaml" ;;
 *) [ -n "$type" ] && [ -n "$runtime_version" ] || usage_error "give --type, as v5litepod-16, v5p-128 or v6e-256" ;;
 esac
-command -v gcloud >/dev/null || usage_error "needs gcloud: https://cloud.google.com/sdk/docs/install"
+[ -n "$dry_run" ] || command -v gcloud >/dev/null || usage_error "needs gcloud: https://cloud.google.com/sdk/docs/install"
 commit=$(git -C "$root" rev-parse HEAD) || usage_error "$root is no git checkout: the workers get a commit"
 number=http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number
 trap interrupted INT TERM
