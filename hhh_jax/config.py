@@ -223,8 +223,8 @@ def check(c: ml_collections.ConfigDict) -> None:
     pairs = c.objective.name in ("imitation", "preference")
     if pairs and c.data.share_context and c.data.row_length > attention.MASKED_TOKENS:
         raise UserError(
-            f"config key data.share_context is True; rows of {c.data.row_length} tokens have to repeat the context: set "
-            f"it to false, or data.row_length to at most {attention.MASKED_TOKENS}"
+            f"config key data.share_context is True; rows of {c.data.row_length} tokens have to repeat the context: "
+            f"set it to false, or data.row_length to at most {attention.MASKED_TOKENS}"
         )
     if c.objective.name == "preference" and not (c.objective.lam > 0 and c.objective.mu >= 0):
         raise UserError("config keys objective.lam and objective.mu: lam must be above 0 and mu at least 0")
