@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hhh_jax import cli, distributed, objectives, sharding, stats
+from hhh_jax import attention, cli, distributed, objectives, sharding, stats
 from hhh_jax.data.labeled_rows import LabeledRows
 from hhh_jax.data.loader import document_batches, evaluation_batches
 from hhh_jax.data.packing import Batch, TokenizedPair
@@ -120,7 +120,10 @@ def score_pairs(scorer: Scorer, pairs: Sequence[TokenizedPair], want: tuple[str,
     logp_sum_GxPx2 = np.zeros((g, p, 2)) if "logp" in want else None
     reward_GxPx2 = np.full((g, p, 2), np.nan) if "reward" in want else None
     forward = _compiled_forward(scorer.model, g, scorer.mesh, want)
-    batches = evaluation_batches(pairs, scorer.length, scorer.slots, scorer.pad_id, scorer.padded_rows())
+    share_context = scorer.length <= attention.MASKED_TOKENS
+    batches = evaluation_batches(
+        pairs, scorer.length, scorer.slots, scorer.pad_id, scorer.padded_rows(), share_context
+    )
     for first, batch, placement in batches:
         outputs = forward(scorer.params, scorer.place(batch))
         logps_GxRxT, rewards_GxRxSx2 = jax.tree.map(np.asarray, outputs)
