@@ -43,7 +43,7 @@ def define_process_flags() -> None:
     flags.DEFINE_integer("num_processes", -1, "How many processes there are, with --coordinator.")
     flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0.")
     flags.DEFINE_integer(
-        "heartbeat_timeout_seconds", 45, "When a process has not been heard of for so long, the others stop."
+        "heartbeat_timeout_seconds", 50, "When a process has not been heard of for so long, the others stop."
     )
 
 
