@@ -74,7 +74,6 @@ def _suggest(c: Any, topology: "Topology") -> None:
 
 
 def main(_: Sequence[str]) -> None:
-    prepare_environment()
     from hhh_jax import config
     from hhh_jax.compile import meshes
     from hhh_jax.compile.hardware import parse_topology
@@ -98,4 +97,5 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    prepare_environment()  # config files import JAX
     cli.start(main)

@@ -97,7 +97,6 @@ def line(names: str, r: dict[str, Any]) -> str:
 
 
 def main(_: Sequence[str]) -> None:
-    prepare_environment()
     from hhh_jax import config
     from hhh_jax.version import code_version
 
@@ -128,6 +127,7 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    prepare_environment()
     _DEFAULT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hhh_jax" / "compile_table.jsonl"
     _CACHE = flags.DEFINE_string("cache", str(_DEFAULT), "Where finished entries are kept.")
     _QUICK = flags.DEFINE_boolean("quick", False, "Optimize less: a quarter of the time, memory within some percent.")
