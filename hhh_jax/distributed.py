@@ -76,8 +76,8 @@ def joined(coordinator: str, num_processes: int, process_id: int, heartbeat_time
             raise UserError(f"cannot join the Kubernetes job ({error}): pip install jax[k8s], or give flags") from error
         yield  # a TPU of one host
         return
-    except RuntimeError as error:
-        raise UserError(f"cannot join the other processes: {str(error).splitlines()[0]}") from error
+    except RuntimeError as error:  # one that did not come, or died on the way: to be tried again, not mended
+        _leave(f"error: cannot join the other processes ({str(error).splitlines()[0]}); {AGAIN}", LOST)
     if jax.default_backend() == "tpu":
         threading.Thread(target=_await_preemption, daemon=True).start()
     try:
