@@ -25,8 +25,8 @@ from typing import Any, Self
 from etils import epath
 
 from hhh_jax import distributed
+from hhh_jax.atomic import free_space
 from hhh_jax.errors import UserError
-from hhh_jax.record import free_space
 from hhh_jax.storage import is_remote, open_path
 
 PyTree = Any

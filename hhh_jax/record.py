@@ -10,11 +10,9 @@ In an object store nothing can be appended: there the files are written in a loc
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
-import shutil
 import socket
 import struct
 import sys
@@ -27,6 +25,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from hhh_jax.atomic import new_path, write_error, write_errors
 from hhh_jax.errors import UserError
 from hhh_jax.storage import is_remote, open_path
 
@@ -89,7 +88,7 @@ class Record:
                 self._files[key] = FileIO(folder / name, "a")
         except OSError as error:
             self.close()
-            raise _write_error(error.filename or self.workdir, error) from error
+            raise write_error(error.filename or self.workdir, error) from error
         self._write_event(file_version="brain.Event:2")
         self._write_event(step=self._resume_step + 1, session_log=_restart())
         if not self._quiet and sys.stderr.isatty():
@@ -120,7 +119,7 @@ class Record:
             try:
                 (open_path(self.workdir) / path.name).write_bytes(path.read_bytes())
             except OSError as error:
-                raise _write_error(os.path.join(self.workdir, path.name), error) from error
+                raise write_error(os.path.join(self.workdir, path.name), error) from error
 
     def _folder(self, names: Iterable[str]) -> Path:
         """The local folder to write in, with what an earlier process left of these files."""
@@ -176,7 +175,7 @@ class Record:
             while data:  # a disk that is almost full takes a part first
                 data = data[file.write(data) :]
         except OSError as error:
-            raise _write_error(os.fsdecode(file.name), error) from error
+            raise write_error(os.fsdecode(file.name), error) from error
 
     def _write_event(self, **fields: Any) -> None:
         # Not tensorboardX's SummaryWriter: its thread dies of a full disk, and the run would wait for it.
@@ -241,23 +240,11 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
     Raises UserError if it cannot be written, for example to a full disk; the old file is then as it was.
     """
     if is_remote(path):
-        try:
+        with write_errors(path):
             open_path(path).write_text(text)  # an object appears when it is whole
-        except OSError as error:
-            raise _write_error(path, error) from error
         return
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _write_error(path, error) from error
+    with new_path(Path(path)) as partial:
+        partial.write_bytes(text.encode())
 
 
 def jsonable(value: Any) -> Any:
@@ -278,35 +265,6 @@ def jsonable(value: Any) -> Any:
     if hasattr(value, "__array__"):
         return jsonable(np.asarray(value).tolist())
     raise TypeError(f"cannot write {type(value).__name__} {value!r} as JSON")
-
-
-def free_space(path: str | os.PathLike[str]) -> str:
-    """The space left on the disk of `path` (which need not exist yet), for people: " (1.2 GiB free)"."""
-    if is_remote(path):
-        return ""
-    folder = Path(path).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
-        if free >= 1024**power:
-            return f" ({free / 1024**power:.1f} {unit} free)"
-    return f" ({free} bytes free)"
-
-
-def _write_error(path: str | os.PathLike[str], error: OSError) -> UserError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    advice = f"{free_space(path)}; make room and start again" if full else ""
-    return UserError(f"cannot write {path}: {error.strerror or error}{advice}")
-
-
-def _sync_folder(path: Path) -> None:
-    """A renamed file outlives a power failure only when its folder is on the disk, too."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _whole_lines(content: bytes) -> list[bytes]:

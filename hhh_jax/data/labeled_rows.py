@@ -15,19 +15,18 @@ rows goes on with the first part that is missing. Positions, targets and masks f
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from hhh_jax.atomic import new_path
 from hhh_jax.data.loader import pair_order, stack
 from hhh_jax.data.packing import Batch, empty_batch
 from hhh_jax.data.records import SPLITS
 from hhh_jax.errors import UserError
-from hhh_jax.record import free_space, write_json_atomic, write_text_atomic
+from hhh_jax.record import write_json_atomic, write_text_atomic
 
 FORMS = {"teacher": ("teacher_ids", "teacher_logps"), "discriminator": ("is_human",)}
 """Label arrays of each form of rows."""
@@ -116,20 +115,10 @@ class RowLoader:
 
 def write_part(folder: Path, split: str, number: int, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a part so that it is there whole or not at all. Raises UserError if it can't be written."""
-    final = part_folder(folder, split, number)
-    temporary = final.with_name(f"{final.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    with new_path(part_folder(folder, split, number), alone=True) as partial:
+        partial.mkdir(parents=True)
         for name, array in arrays.items():
-            with open(temporary / f"{name}.npy", "wb") as file:
-                np.save(file, array)
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.rename(final)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"cannot write {final}: {error.strerror} ({free_space(folder)} free)") from error
+            np.save(partial / f"{name}.npy", array)
 
 
 def part_folder(folder: Path, split: str, number: int) -> Path:

@@ -207,7 +207,9 @@ def on_disk(source: files.Source, tokenizer: Tokenizer, form: PairForm | None) -
 
         print(f"tokenizing {source.path} (once; the tokens are kept in {folder.parent})", file=sys.stderr, flush=True)
         _run_all(calls(), shared=files.size(source.path) > SHARED)
-        _join(paths, folder, counts)
+        with new_path(folder, alone=True) as made:
+            made.mkdir()
+            _join(paths, made, counts)
 
     folder = cached(source, ["tokens", form, tokenizer.sha], make)
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
@@ -240,7 +242,9 @@ def trained_tokenizer(
         found = zip(files.iterate(source, Counts()), used_N, strict=True)
         chosen = texts(record for (record, _), used in found if used)
         tokenizer = train_tokenizer(_first(chosen, TRAINED_ON), vocab_size)
-        (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        with new_path(folder, alone=True) as made:
+            made.mkdir()
+            (made / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
 
     folder = cached(source, ["tokenizer", vocab_size, list(choice)], make)
     return Tokenizer.from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -264,7 +268,7 @@ def _first(found: Iterable[str], size: int) -> Iterator[str]:
 
 
 def cached(source: files.Source, settings: Sequence[Any], make: Callable[[Path, Path], None]) -> Path:
-    """A folder of the cache with what `make(folder, partial)` makes of a file or folder with these settings.
+    """A folder of the cache that `make(folder, partial)` makes, whole, of a file or folder with these settings.
 
     `partial` is a folder for its work on the way, which is as it was when a process was killed. Several processes that
     want the same wait for the first one.
@@ -280,11 +284,7 @@ def cached(source: files.Source, settings: Sequence[Any], make: Callable[[Path, 
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.exists():
-                for stray in folder.parent.glob(f"{key}.*.tmp"):  # of a process that was killed
-                    remove(stray)
-                with new_path(folder) as made:
-                    made.mkdir()
-                    make(made, partial)
+                make(folder, partial)
             remove(partial)
     return folder
 
