@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hhh_jax.attention import MASKED_TOKENS
 from hhh_jax.data.packing import Batch, assign_rows, branched_tokens, empty_batch, place_branches
 
 
@@ -26,9 +27,10 @@ class _Segment(NamedTuple):
     number: int
     context: np.ndarray
     options: list[np.ndarray]
+    shared: bool
 
     def n_tokens(self, *more: np.ndarray) -> int:
-        return branched_tokens(len(self.context), map(len, [*self.options, *more]))
+        return branched_tokens(len(self.context), map(len, [*self.options, *more]), self.shared)
 
 
 def option_batches(
@@ -36,8 +38,8 @@ def option_batches(
 ) -> Iterator[tuple[Batch, OptionPlacement]]:
     """All options in order, each once, in batches of exactly `rows` rows of `length` tokens.
 
-    The options of an item are branches behind its context. An item that a row doesn't hold is divided, and its context
-    repeated. Without a context the first token of an option is not predicted. Options may not be empty.
+    The options of an item are branches behind its context, which rows that are too long for masks repeat for each. An
+    item that a row doesn't hold is divided, and its context repeated. Without a context the first token of an option is not predicted. Options may not be empty.
 
     Args:
       items: token ids of a context and of the options after it.
@@ -59,7 +61,9 @@ def option_batches(
             start = 0
             for segment_id, i in enumerate(members, start=1):
                 segment = segments[first + i]
-                branches = place_branches(batch, r, start, segment_id, segment.context, segment.options)
+                branches = place_branches(
+                    batch, r, start, segment_id, segment.context, segment.options, segment.shared
+                )
                 for option, branch in enumerate(branches, start=segment.number):
                     placement.option_RxT[r, branch.predicting : branch.last] = option
                     placement.end_RxT[r, branch.last] = option
@@ -69,13 +73,13 @@ def option_batches(
 
 
 def _segments(items: Sequence[tuple[np.ndarray, Sequence[np.ndarray]]], length: int) -> Iterator[_Segment]:
-    number = 0
+    number, shared = 0, length <= MASKED_TOKENS
     for context, options in items:
-        segment = _Segment(number, context, [])
+        segment = _Segment(number, context, [], shared)
         for option in options:
             if segment.options and segment.n_tokens(option) > length:
                 yield segment
-                segment = _Segment(number, context, [])
+                segment = _Segment(number, context, [], shared)
             segment.options.append(option)
             number += 1
         if segment.options:
