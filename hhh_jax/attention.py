@@ -33,6 +33,9 @@ CHUNK = 256
 BLOCK = 512
 """Largest tile of the splash kernel, in queries and in keys."""
 
+SAVED = "attention"
+"""Name of what the splash kernel's backward pass needs, for remat policies that keep it."""
+
 _LANES = 128  # a TPU's vectors
 
 
@@ -183,7 +186,8 @@ def _splash_rows(
         block,
     )
     options: dict[str, Any] = {
-        "block_sizes": splash.BlockSizes(**tiles), "head_shards": 1, "q_seq_shards": 1, "interpret": interpret
+        "block_sizes": splash.BlockSizes(**tiles), "head_shards": 1, "q_seq_shards": 1, "interpret": interpret,
+        "residual_checkpoint_name": SAVED,
     }  # fmt: skip
 
     def masked(q: jax.Array, k: jax.Array, v: jax.Array, mask_TxT: jax.Array) -> jax.Array:

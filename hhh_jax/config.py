@@ -84,7 +84,7 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
         "biases": True,
         "dtype": "float32" if cpu else "bfloat16",
         "attention": "auto",  # the platform's kernel, or one of hhh_jax.attention.KINDS
-        "remat": "none" if cpu else "full",
+        "remat": "none" if cpu else "dots" if n_layer <= 4 else "full",  # dots fits 16 GiB chips up to 13m
         "unroll": n_layer if cpu else 1,
         "shard_sequence": True,  # divide the residual stream along tokens, where mesh.tensor is above 1
     }

@@ -58,7 +58,7 @@ class ModelConfig:
       biases: whether linear layers and norms add one.
       dtype: compute dtype; parameters, logits, rewards and losses are always float32.
       attention: a kernel of `attention.KINDS`; ``auto`` takes the platform's.
-      remat: ``none``, ``full`` (keep block inputs only) or ``dots`` (keep matmul outputs too).
+      remat: ``none``, ``full`` (keep block inputs only) or ``dots`` (keep outputs of matmuls and TPUs' attention too).
       unroll: layers per iteration of the scan over layers; never changes the parameter tree.
       shard_sequence: whether the residual stream is divided along tokens among the devices of mesh axis ``tensor``
         between attention and MLP, where their number divides the length of a row.
@@ -232,7 +232,9 @@ class Transformer(nn.Module):
         visibility, angles = jax.lax.optimization_barrier((visibility, angles))
         block: Any = Block
         if c.remat != "none":
-            policy = None if c.remat == "full" else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            policies = jax.checkpoint_policies
+            dots = policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(attention.SAVED)
+            policy = None if c.remat == "full" else policies.save_from_both_policies(*dots)
             block = nn.remat(Block, prevent_cse=False, policy=policy)
         blocks = nn.scan(
             block,

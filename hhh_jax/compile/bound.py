@@ -65,8 +65,9 @@ def step_flops(step: Compiled, batch: Batch) -> Flops:
         remat += ends / 3  # the logits, of which the two other thirds are the backward pass
     in_attention = 12.0 * m.n_layer * m.d_model * length**2
     skipped = in_attention * (1 - attention.visited(m.attention, m.head_dim, m.dtype, length, config.mesh))
-    # Recomputation passes over attention once more, which is a third of what it takes.
-    remat -= skipped / 3 if m.remat == "full" else 0.0
+    # Full remat passes over the visited part of attention once more, a third of it all; dots keeps what splash gave.
+    if skipped and m.remat != "none":
+        remat -= skipped / 3 if m.remat == "full" else in_attention / 3
     rows = step.rows * config.n_seeds
     return Flops(rows * model, rows * (model - skipped), rows * (model - skipped + remat))
 

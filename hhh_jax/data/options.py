@@ -39,7 +39,8 @@ def option_batches(
     """All options in order, each once, in batches of exactly `rows` rows of `length` tokens.
 
     The options of an item are branches behind its context, which rows that are too long for masks repeat for each. An
-    item that a row doesn't hold is divided, and its context repeated. Without a context the first token of an option is not predicted. Options may not be empty.
+    item that a row doesn't hold is divided, and its context repeated. Without a context the first token of an option is
+    not predicted. Options may not be empty.
 
     Args:
       items: token ids of a context and of the options after it.
