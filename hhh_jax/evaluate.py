@@ -1,4 +1,4 @@
-"""Text is scored here and nowhere else: log-probabilities and rewards of every side of every pair, each item once.
+"""What a run's model makes of pairs and of labeled rows: scores, records and result rows.
 
     python -m hhh_jax.evaluate --checkpoint=RUN_DIR [--task=NAME] [--split=SPLIT] [--selection=best|final]
 
@@ -19,46 +19,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from hhh_jax import attention, cli, distributed, objectives, sharding, stats
+from hhh_jax import cli, distributed, objectives, sharding, stats
 from hhh_jax.data.labeled_rows import LabeledRows
-from hhh_jax.data.loader import document_batches, evaluation_batches
 from hhh_jax.data.packing import Batch, TokenizedPair
 from hhh_jax.errors import UserError
 from hhh_jax.model import ModelConfig, Params, hidden_states
 from hhh_jax.objectives import Outputs
+from hhh_jax.scoring import Scorer, check_finite, score_branches
 from hhh_jax.train import over_seeds
-
-
-class Scorer(NamedTuple):
-    """A model of ``G`` seeds on its mesh, and the shape of evaluation batches.
-
-    Attributes:
-      model, params: the model and its parameters ``[G, ...]``, with a ``score_head`` if it has rewards.
-      n_seeds: ``G``.
-      mesh: where it runs.
-      rows, length, slots, pad_id: as in `evaluation_batches`; `rows` are rounded up to what the mesh divides.
-    """
-
-    model: ModelConfig
-    params: Params
-    n_seeds: int
-    mesh: Mesh
-    rows: int
-    length: int
-    slots: int
-    pad_id: int
-
-    def padded_rows(self) -> int:
-        """`rows`, rounded up."""
-        multiple = sharding.row_multiple(self.mesh)
-        return -(-self.rows // multiple) * multiple
-
-    def place(self, batch: Batch) -> Batch:
-        """A batch that all processes have, its rows divided among the devices."""
-        rows = sharding.batch_sharding(self.mesh).spec[1]
-        return distributed.place(batch, NamedSharding(self.mesh, PartitionSpec(rows)))
 
 
 class PairScores(NamedTuple):
@@ -88,93 +58,21 @@ class PairScores(NamedTuple):
         return scores_GxPx2[..., 0] - scores_GxPx2[..., 1]
 
 
-@functools.lru_cache(maxsize=32)
-def _compiled_forward(model: ModelConfig, n_seeds: int, mesh: Mesh, want: tuple[str, ...]) -> Callable:
-    """``(params [G, ...], batch [R, ...]) -> (log-probabilities [G, R, T] or None, rewards [G, R, S, 2] or None)``."""
-
-    def forward(params: Params, batch: Batch) -> tuple[jax.Array | None, jax.Array | None]:
-        hidden_RxTxD = hidden_states(
-            model, params, batch.tokens, batch.segment_ids, batch.branch_ids, batch.positions, mesh
-        )
-        outputs = Outputs(params, hidden_RxTxD, batch, mesh)
-        logps = outputs.target_logps() if "logp" in want else None
-        rewards = jax.numpy.stack(outputs.pair_rewards(), axis=-1) if "reward" in want else None
-        return logps, rewards
-
-    def for_all(params: Params, batch: Batch) -> tuple[jax.Array | None, jax.Array | None]:
-        return over_seeds(functools.partial(_swap, forward, batch), n_seeds)(params)
-
-    return jax.jit(for_all, out_shardings=sharding.replicated(mesh))
-
-
-def _swap(forward: Callable, batch: Batch, params: Params) -> Any:
-    return forward(params, batch)
-
-
 def score_pairs(scorer: Scorer, pairs: Sequence[TokenizedPair], want: tuple[str, ...]) -> PairScores:
     """Scores every pair once; ``want`` names what to compute: ``logp``, ``reward`` or both.
 
     Raises UserError for a score that is not finite: it would count as a wrong answer.
     """
-    g, p = scorer.n_seeds, len(pairs)
-    logp_sum_GxPx2 = np.zeros((g, p, 2)) if "logp" in want else None
-    reward_GxPx2 = np.full((g, p, 2), np.nan) if "reward" in want else None
-    forward = _compiled_forward(scorer.model, g, scorer.mesh, want)
-    share_context = scorer.length <= attention.MASKED_TOKENS
-    batches = evaluation_batches(
-        pairs, scorer.length, scorer.slots, scorer.pad_id, scorer.padded_rows(), share_context
+    items = [(pair.context, (pair.good, pair.bad)) for pair in pairs]
+    scores = score_branches(scorer, items, want, rows=scorer.padded_rows())
+    logp_GxPx2, reward_GxPx2 = (
+        None if scores_GxN is None else scores_GxN.reshape(len(scores_GxN), -1, 2)
+        for scores_GxN in (scores.logp_GxN, scores.reward_GxN)
     )
-    for first, batch, placement in batches:
-        outputs = forward(scorer.params, scorer.place(batch))
-        logps_GxRxT, rewards_GxRxSx2 = jax.tree.map(np.asarray, outputs)
-        if logp_sum_GxPx2 is not None:
-            option_N = placement.option_RxT.reshape(-1)
-            scored_N = option_N >= 0
-            n_options = 2 * (int(placement.pair_RxS.max()) + 1)
-            for seed in range(g):
-                values = logps_GxRxT[seed].reshape(-1)[scored_N].astype(np.float64)
-                sums = np.bincount(option_N[scored_N], values, n_options).reshape(-1, 2)
-                logp_sum_GxPx2[seed, first : first + len(sums)] = sums
-        if reward_GxPx2 is not None:
-            used_RxS = placement.pair_RxS >= 0
-            reward_GxPx2[:, first + placement.pair_RxS[used_RxS]] = rewards_GxRxSx2[:, used_RxS]
-    for what, scores_GxPx2 in (("log-probability", logp_sum_GxPx2), ("reward", reward_GxPx2)):
+    for what, scores_GxPx2 in (("log-probability", logp_GxPx2), ("reward", reward_GxPx2)):
         if scores_GxPx2 is not None:
-            _check_finite(what, scores_GxPx2, [pair.id for pair in pairs])
-    n_tokens_Px2 = np.array([[_predicted(pair, len(pair.good)), _predicted(pair, len(pair.bad))] for pair in pairs])
-    return PairScores(logp_sum_GxPx2, n_tokens_Px2.reshape(p, 2), reward_GxPx2)
-
-
-def _check_finite(what: str, scores_GxN: np.ndarray, items: Sequence[object]) -> None:
-    """Raises UserError that names the first of the `items` ``[N]`` with a score ``[G, N, ...]`` that is not finite."""
-    broken = np.argwhere(~np.isfinite(scores_GxN))
-    if len(broken):
-        seed, item = broken[0][:2]
-        raise UserError(f"{what} of item {items[item]} is not finite under seed number {seed}: broken parameters")
-
-
-def _predicted(pair: TokenizedPair, response: int) -> int:
-    """Response tokens that something predicts: all of them after a context, all but the first without one."""
-    return response if len(pair.context) else response - 1
-
-
-def score_documents(scorer: Scorer, documents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Summed log-probability in nats, float64 ``[G, D]``, and number of predicted tokens ``[D]`` of each document.
-
-    Raises UserError for a sum that is not finite.
-    """
-    logp_GxD, n_D = np.zeros((scorer.n_seeds, len(documents))), np.zeros(len(documents), np.int64)
-    forward = _compiled_forward(scorer.model, scorer.n_seeds, scorer.mesh, ("logp",))
-    for batch, placement in document_batches(documents, scorer.length, scorer.pad_id, scorer.padded_rows()):
-        logps_GxRxT, _ = forward(scorer.params, scorer.place(batch))
-        document_N = placement.option_RxT.reshape(-1)
-        scored_N = document_N >= 0
-        n_D += np.bincount(document_N[scored_N], minlength=len(documents))
-        for seed, logps_RxT in enumerate(np.asarray(logps_GxRxT)):
-            values = logps_RxT.reshape(-1)[scored_N].astype(np.float64)
-            logp_GxD[seed] += np.bincount(document_N[scored_N], values, len(documents))
-    _check_finite("log-probability", logp_GxD, range(len(documents)))
-    return logp_GxD, n_D
+            check_finite(what, scores_GxPx2, [pair.id for pair in pairs])
+    return PairScores(logp_GxPx2, scores.n_tokens_N.reshape(-1, 2), reward_GxPx2)
 
 
 def score_rows(scorer: Scorer, labeled: LabeledRows, objective: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -196,7 +94,7 @@ def score_rows(scorer: Scorer, labeled: LabeledRows, objective: str) -> dict[str
     whole = {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
     weight_N = whole.pop("weight")[0]
     for name, sums_GxN in whole.items():
-        _check_finite(name, sums_GxN, range(len(labeled)))
+        check_finite(name, sums_GxN, range(len(labeled)))
     return {name: (sums_GxN, weight_N) for name, sums_GxN in whole.items()}
 
 

@@ -6,7 +6,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from hhh_jax import evaluate, model, stage_data, stats, train
+from hhh_jax import evaluate, model, scoring, stage_data, stats, train
 from hhh_jax.data.labeled_rows import LabeledRows, RowLoader
 from hhh_jax.stage_data import StageData
 from hhh_jax.version import code_version
@@ -35,11 +35,11 @@ def want(ranker: str) -> str:
     return "reward" if ranker == "reward" else "logp"
 
 
-def make_scorer(this: Run, params: model.Params) -> evaluate.Scorer:
+def make_scorer(this: Run, params: model.Params) -> scoring.Scorer:
     """A scorer of the run's seeds under parameters ``[G, ...]``."""
     c, d = this.config, this.config.data
     mesh, pad = this.step_config.mesh, this.data.tokenizer.pad_id
-    return evaluate.Scorer(this.step_config.model, params, len(c.seeds), mesh, c.eval.rows, d.row_length, d.slots, pad)
+    return scoring.Scorer(this.step_config.model, params, len(c.seeds), mesh, c.eval.rows, d.row_length, pad)
 
 
 def full_row(this: Run, row: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def results(this: Run, state: train.State, selections: tuple[str, ...]) -> tuple
         return [full_row(this, row) for row in rows], []
     if this.data.train_pairs is None:
         scorer = make_scorer(this, state["params"])
-        logp_GxD, n_D = evaluate.score_documents(scorer, this.data.test)
+        logp_GxD, n_D = scoring.score_documents(scorer, this.data.test)
         for g, seed in enumerate(seeds):
             rows.append({"seed": seed, "metric": "loss", "value": -logp_GxD[g].sum() / n_D.sum(), "n_items": len(n_D)})
             for d, (name, group, n_bytes) in enumerate(map(this.data.test.about, range(len(n_D)))):

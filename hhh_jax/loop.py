@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from hhh_jax import config as config_lib
-from hhh_jax import distributed, evaluate, optim, train
+from hhh_jax import distributed, evaluate, optim, scoring, train
 from hhh_jax.checkpoint import Checkpoints
 from hhh_jax.data.labeled_rows import RowLoader
 from hhh_jax.data.loader import batch_rows, prefetch
@@ -147,7 +147,7 @@ def _validate(this: Run, state: train.State, step: int) -> tuple[train.State, di
         return state, {f"validation_{name}": sum_GxN.sum(1) / n_N.sum() for name, (sum_GxN, n_N) in found.items()}
     scorer = make_scorer(this, state["params"])
     if this.data.train_pairs is None:
-        logp_GxD, n_D = evaluate.score_documents(scorer, this.data.validation)
+        logp_GxD, n_D = scoring.score_documents(scorer, this.data.validation)
         return state, {"validation_loss": -logp_GxD.sum(1) / max(n_D.sum(), 1)}
     ranker = RANKERS[this.config.objective.name]
     scores = evaluate.score_pairs(scorer, this.data.validation, (want(ranker),))

@@ -24,7 +24,7 @@ import numpy as np
 from etils import epath
 
 from hhh_jax import config as config_lib
-from hhh_jax import distributed, evaluate, model, objectives, sharding, stage_data, train
+from hhh_jax import distributed, evaluate, model, objectives, scoring, sharding, stage_data, train
 from hhh_jax.checkpoint import Checkpoints, read_extra, restore_params
 from hhh_jax.data.labeled_rows import RowLoader
 from hhh_jax.data.tokenizer import Tokenizer
@@ -253,8 +253,8 @@ def recompute_rows(checkpoint: str, task: str, split: str, selection: str) -> li
         return results(this, state, (selection,))[0]
     pairs, _, _ = stage_data.load_split(c, name, split, tokenizer)
     params = state["best"]["params"] if selection == "best" and "best" in state else state["params"]
-    scorer = evaluate.Scorer(
-        sc.model, params, len(c.seeds), mesh, c.eval.rows, c.data.row_length, c.data.slots, tokenizer.pad_id
+    scorer = scoring.Scorer(
+        sc.model, params, len(c.seeds), mesh, c.eval.rows, c.data.row_length, tokenizer.pad_id
     )
     ranker = RANKERS[c.objective.name]
     scores = evaluate.score_pairs(scorer, pairs, (want(ranker),))

@@ -27,7 +27,7 @@ import numpy as np
 from absl import flags
 from jax.sharding import Mesh, NamedSharding
 
-from hhh_jax import cli, distributed, sharding, strings
+from hhh_jax import cli, sharding, strings
 from hhh_jax import prompts as prompts_lib
 from hhh_jax.cache import Cache, KeyValues
 from hhh_jax.data.tokenizer import Tokenizer
@@ -357,8 +357,8 @@ def sample(
                 rows.limits[row] = min(limit, decoding.max_new_tokens, rooms[unit.prompt])
                 number = first_sample + unit.first + i
                 rows.keys[row] = random_key(decoding.seed, prompts[unit.prompt].id, number)
-        placed = distributed.place(rows, NamedSharding(scorer.mesh, ROWS))
-        tokens_BxN, logps_BxN, n_B, outcome_B = map(np.asarray, run(scorer.params, prefix.cache, placed, *settings))
+        outputs = run(scorer.params, prefix.cache, scorer.place(rows), *settings)
+        tokens_BxN, logps_BxN, n_B, outcome_B = map(np.asarray, outputs)
         for u, unit in enumerate(units):
             for row in range(u * per_prompt, u * per_prompt + unit.n):
                 size, outcome = int(n_B[row]), int(outcome_B[row])

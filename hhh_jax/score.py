@@ -39,7 +39,7 @@ def score_file(
     """
     import jax
 
-    from hhh_jax import evaluate, held_out, run, sharding, stats
+    from hhh_jax import evaluate, held_out, run, scoring, sharding, stats
     from hhh_jax.data import files
     from hhh_jax.data.packing import tokenize_pairs
     from hhh_jax.storage import open_path
@@ -60,8 +60,8 @@ def score_file(
     tokenized = tokenize_pairs(pairs, tokenizer, d.max_tokens, d.row_length, counts, share_context=d.share_context)
     if not tokenized:
         raise UserError(f"{path}: no pair is left to score: {json.dumps(counts.as_dict())}")
-    scorer = evaluate.Scorer(
-        step_config.model, params, 1, mesh, c.eval.rows, c.data.row_length, c.data.slots, tokenizer.pad_id
+    scorer = scoring.Scorer(
+        step_config.model, params, 1, mesh, c.eval.rows, c.data.row_length, tokenizer.pad_id
     )
     ranker = held_out.RANKERS[c.objective.name]
     values_Px2 = evaluate.score_pairs(scorer, tokenized, (held_out.want(ranker),)).by(ranker)[0]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from hhh_jax import distributed, sharding
+from hhh_jax import attention, distributed, sharding
 from hhh_jax.cache import Cache, KeyValues
 from hhh_jax.data.loader import document_batches
 from hhh_jax.data.options import option_batches
@@ -36,7 +36,7 @@ class Scorer(NamedTuple):
       model, params: the model and its parameters ``[G, ...]``, with a ``score_head`` if it has rewards.
       n_seeds: ``G``.
       mesh: where it runs.
-      rows, length: of an evaluation batch; ``length`` tokens are also the model's context.
+      rows, length: of a batch, `rows` rounded up to what the mesh divides; `length` tokens are the model's context.
       pad_id: what fills rows.
     """
 
@@ -47,6 +47,16 @@ class Scorer(NamedTuple):
     rows: int
     length: int
     pad_id: int
+
+    def padded_rows(self) -> int:
+        """`rows`, rounded up."""
+        multiple = sharding.row_multiple(self.mesh)
+        return -(-self.rows // multiple) * multiple
+
+    def place(self, batch: Any) -> Any:
+        """A batch that all processes have, its rows divided among the devices."""
+        rows = sharding.batch_sharding(self.mesh).spec[1]
+        return distributed.place(batch, NamedSharding(self.mesh, sharding.P(rows)))
 
     def of_seed(self, index: int) -> "Scorer":
         """The same with one of its seeds, by its place among them."""
@@ -166,11 +176,6 @@ def compiled_forward(model: ModelConfig, n_seeds: int, mesh: Mesh, want: tuple[s
     return jax.jit(for_all, out_shardings=sharding.replicated(mesh))
 
 
-def _on_mesh(scorer: Scorer, batch: Batch) -> Batch:
-    """A batch that all processes have, its rows divided among the devices."""
-    return distributed.place(batch, NamedSharding(scorer.mesh, sharding.P(("data", "fsdp"))))
-
-
 def batch_rows(scorer: Scorer, length: int, n_tokens: int) -> int:
     """Rows of `length` tokens of a batch, one of few numbers: about as many tokens as in one of the scorer's own shape,
     or fewer where `n_tokens` are all there is to score."""
@@ -226,7 +231,7 @@ def score_branches(
         rows = batch_rows(scorer, length, sum(sizes))
     for batch, placement in option_batches(joined, length, scorer.pad_id, rows):
         logps_GxRxT, rewards_GxRxT = jax.tree.map(
-            np.asarray, forward(scorer.params, prefix.cache, _on_mesh(scorer, batch))
+            np.asarray, forward(scorer.params, prefix.cache, scorer.place(batch))
         )
         scored_RxT, ends_RxT = placement.option_RxT >= 0, placement.end_RxT >= 0
         option_M = placement.option_RxT[scored_RxT]
@@ -246,9 +251,8 @@ def score_documents(scorer: Scorer, documents: Sequence[np.ndarray]) -> tuple[np
     """
     logp_GxD, n_D = np.zeros((scorer.n_seeds, len(documents))), np.zeros(len(documents), np.int64)
     forward = compiled_forward(scorer.model, scorer.n_seeds, scorer.mesh, ("logp",))
-    rows = batch_rows(scorer, scorer.length, sum(map(len, documents)))
-    for batch, placement in document_batches(documents, scorer.length, scorer.pad_id, rows):
-        logps_GxRxT, _ = forward(scorer.params, (), _on_mesh(scorer, batch))
+    for batch, placement in document_batches(documents, scorer.length, scorer.pad_id, scorer.padded_rows()):
+        logps_GxRxT, _ = forward(scorer.params, (), scorer.place(batch))
         document_N = placement.option_RxT.reshape(-1)
         scored_N = document_N >= 0
         n_D += np.bincount(document_N[scored_N], minlength=len(documents))
@@ -389,7 +393,7 @@ def score_options(
         ]
         wholes = [len(prefix.last) + branched_tokens(len(c), map(len, options)) for c, options in pieces]
         branches = [len(prefix.last) + len(c) + max(map(len, options)) for c, options in pieces]
-        length = bucket(max(*branches, min(scorer.length, max(wholes))))
+        length = bucket(max(*branches, min(max(wholes), scorer.length, attention.MASKED_TOKENS)))
         return score_branches(scorer, pieces, (want,), prefix, length)
 
     if not scored:

@@ -8,7 +8,7 @@ import pytest
 import reference
 from reference import EOC, PAD, make_pair, random_pairs, random_params, sides, tiny
 
-from hhh_jax import evaluate
+from hhh_jax import evaluate, scoring
 from hhh_jax.errors import UserError
 from hhh_jax.sharding import make_mesh
 
@@ -21,9 +21,9 @@ PAIRS = [
 SEEDS = (3, 8)
 
 
-def scorer_of(params: list, rows: int = 3) -> evaluate.Scorer:
+def scorer_of(params: list, rows: int = 3) -> scoring.Scorer:
     stacked = jax.tree.map(lambda *x: np.stack(x), *params)
-    return evaluate.Scorer(MODEL, stacked, len(params), make_mesh(), rows, 40, 3, PAD)
+    return scoring.Scorer(MODEL, stacked, len(params), make_mesh(), rows, 40, PAD)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_documents_equal_each_row_alone(params):
     """A document that the end of a row divides goes on without what came before, all of it predicted but its first."""
     rng = np.random.default_rng(0)
     documents = [np.append(rng.integers(2, 64, size), EOC).astype(np.int32) for size in (9, 1, 70, 30, 0, 20)]
-    logp_GxD, n_D = evaluate.score_documents(scorer_of(params), documents)
+    logp_GxD, n_D = scoring.score_documents(scorer_of(params), documents)
     assert n_D.tolist() == [9, 1, 70, 30, 0, 20]
     for g in range(2):
         start = 0
@@ -90,7 +90,7 @@ def test_a_score_that_is_not_finite_is_an_error_and_not_a_wrong_answer(params):
     broken["lm_head"]["kernel"][0, 0] = np.inf
     scorer = scorer_of([params[0], broken])
     with pytest.raises(UserError, match="log-probability of item 0 is not finite under seed number 1"):
-        evaluate.score_documents(scorer, [np.arange(9, dtype=np.int32)])
+        scoring.score_documents(scorer, [np.arange(9, dtype=np.int32)])
 
 
 def test_ties_count_half():

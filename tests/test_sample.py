@@ -1,6 +1,11 @@
 """Samples against running whole texts through the model again, and draws against exact probabilities."""
 
 import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,10 +18,11 @@ from reference import random_params, tiny
 
 from hhh_jax.data.tokenizer import Tokenizer, train_tokenizer
 from hhh_jax.errors import UserError
-from hhh_jax.sample import Decoding, Prompt, Sample, nucleus, sample
-from hhh_jax.scoring import NO_PREFIX, Prefix, Scorer, compute_prefix
+from hhh_jax.sample import Decoding, Prompt, Sample, nucleus, sample, sample_texts
+from hhh_jax.scoring import NO_PREFIX, Prefix, Scorer, compute_prefix, load_scorer
 from hhh_jax.sharding import make_mesh
 
+ROOT = Path(__file__).parents[1]
 MODEL = tiny(vocab_size=270, max_positions=64)
 LENGTH = 48
 
@@ -182,6 +188,44 @@ def test_samples_end(params, tokenizer):
     assert [len(each.tokens) for (each,) in limited] == [2, 7]
     full = sample(scorer_of(params, length=19), tokenizer, prompts, Decoding(max_new_tokens=8))
     assert [len(each.tokens) for (each,) in full] == [8, 3]
+
+
+def test_eight_devices_score_and_sample_as_one():
+    quick = (f"--{flag}={value}" for flag, value in reference.QUICK_TO_COMPILE.items())
+    flags = " ".join(["--xla_force_host_platform_device_count=8", *quick])
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "text_on_eight_devices.py"],
+        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    score, logp, same = json.loads(done.stdout)
+    assert score < 1e-4 and logp < 1e-5 and same
+
+
+def test_command_line(pretrained, tmp_path):
+    """Prompts from a file, and one after a prompt of its own; the same command gives the same samples."""
+    prompts, prefix, out = tmp_path / "prompts.jsonl", tmp_path / "prefix.txt", tmp_path / "samples.jsonl"
+    prompts.write_text('{"id": "a", "text": "the red fox"}\n{"id": "b", "text": "a blue hen"}\n')
+    prefix.write_text("Human: Is it?\n\nAssistant: It is.")
+    command = [sys.executable, "-m", "hhh_jax.sample", f"--checkpoint={pretrained}", "--max_new_tokens=6"]
+
+    def run(*more: str) -> subprocess.CompletedProcess:
+        return subprocess.run([*command, *more], capture_output=True, text=True, cwd=ROOT, check=False)
+
+    done = run(f"--prompts={prompts}", "--n=2", "--temperature=0.5", f"--intervention={prefix}", f"--output={out}")
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(record["id"], record["sample"]) for record in records] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert all(record["logp"] < 0 and 1 <= record["n_tokens"] <= 6 for record in records)
+    scorer, tokenizer, _ = load_scorer(str(pretrained), [0])
+    found = sample_texts(
+        scorer._replace(rows=32), tokenizer, {"b": "a blue hen"}, Decoding(n=2, max_new_tokens=6, temperature=0.5),
+        str(prefix),
+    )  # fmt: skip
+    assert [one["text"] for one in found] == [record["text"] for record in records[2:]]
+    refused = run()
+    assert refused.returncode == 2 and "give either --prompt=TEXT or --prompts=FILE" in refused.stderr
 
 
 def test_refusals(params, tokenizer):

@@ -10,7 +10,7 @@ import pytest
 import reference
 from reference import PAD, assert_trees_close, example_batch, make_pair, random_params, step_config, tiny
 
-from hhh_jax import evaluate, train
+from hhh_jax import evaluate, scoring, train
 from hhh_jax.data.loader import PairLoader, stack
 from hhh_jax.data.packing import Batch
 from hhh_jax.model import Params
@@ -158,7 +158,7 @@ def test_a_planted_ranking_is_found_and_shuffled_labels_give_chance(loaders, sta
     for step in range(STEPS):
         lr = np.full(2, 0.01, np.float32)
         state, _ = update(PLANTED, state, both_batches(loaders, step), lr)
-    scorer = evaluate.Scorer(PLANTED.model, state["params"], 2, PLANTED.mesh, 32, LENGTH, SLOTS, PAD)
+    scorer = scoring.Scorer(PLANTED.model, state["params"], 2, PLANTED.mesh, 32, LENGTH, PAD)
     accuracy = [
         evaluate.right(evaluate.score_pairs(scorer, ranked_pairs(1000, 2, shuffled), ("reward",)).margins("reward"))
         for shuffled in (False, True)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hhh_jax.data.packing import Batch, DocumentStream, Placement, TokenizedPair, assign_rows, pack_pairs, row_sizes
+from hhh_jax.data.packing import Batch, DocumentStream, Placement, TokenizedPair, pack_pairs, row_sizes
 
 
 def stack(batches: Sequence[Batch]) -> Batch:
@@ -127,24 +127,6 @@ def batch_rows(
     rows_N = rows_of(n_rows)
     tokens = int((batch.segment_ids > 0).sum())
     return batch if len(rows_N) == n_rows else jax.tree.map(lambda x: x[:, rows_N], batch), n_rows, tokens
-
-
-def evaluation_batches(
-    pairs: Sequence[TokenizedPair], length: int, slots: int, pad_id: int, rows: int, share_context: bool = True
-) -> Iterator[tuple[int, Batch, Placement]]:
-    """All pairs in order, each once, in batches of exactly `rows` rows: (index of the first pair, batch, placement)."""
-    sizes = [pair.n_tokens(share_context) for pair in pairs]
-    ends = np.cumsum(sizes)
-    first = 0
-    while first < len(pairs):
-        before = ends[first] - sizes[first]
-        last = int(np.searchsorted(ends, before + rows * length, side="right"))
-        last = max(min(last, first + rows * slots), first + 1)
-        while len(assign_rows(sizes[first:last], length, slots)) > rows:
-            last -= max((last - first) // 32, 1)
-        packed = pack_pairs(pairs[first:last], length, slots, pad_id, sizes=[rows], share_context=share_context)
-        yield first, *packed
-        first = last
 
 
 def document_batches(

@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import PAD, make_pair, random_pairs
+from reference import PAD, make_pair
 
 from hhh_jax.data.loader import (
     DocumentLoader,
     PairLoader,
     document_batches,
-    evaluation_batches,
     pair_order,
     prefetch,
     stack,
 )
-from hhh_jax.data.packing import Batch, DocumentStream, pack_pairs
+from hhh_jax.data.packing import Batch, DocumentStream
 
 
 def assert_same(a: Batch, b: Batch) -> None:
@@ -102,33 +101,6 @@ def test_document_batches_are_rows_of_the_stream():
 
 
 # Evaluation batches
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    seed=st.integers(0, 2**32 - 1), n=st.integers(1, 40), rows=st.integers(1, 4), length=st.integers(20, 60),
-    slots=st.integers(1, 5), share=st.booleans(),
-)  # fmt: skip
-def test_evaluation_covers_each_pair_once(seed, n, rows, length, slots, share):
-    """Also in the last batch, whatever is left for it."""
-    pairs = random_pairs(np.random.default_rng(seed), n, longest=4)
-    covered = []
-    for first, batch, placement in evaluation_batches(pairs, length, slots, PAD, rows, share):
-        here = placement.pair_RxS[placement.pair_RxS >= 0]
-        assert batch.tokens.shape == (rows, length) and batch.pair_mask.sum() == len(here)
-        covered += sorted(first + here)
-        expected, _ = pack_pairs(
-            pairs[first : first + len(here)], length, slots, PAD, sizes=[rows], share_context=share
-        )
-        assert_same(batch, expected)
-    assert covered == list(range(n))
-
-
-def test_evaluation_batches_are_well_filled():
-    pairs = random_pairs(np.random.default_rng(0), 2000)
-    batches = list(evaluation_batches(pairs, 64, 16, PAD, 16))
-    used = sum(int((batch.segment_ids > 0).sum()) for _, batch, _ in batches)
-    assert used / (len(batches) * 16 * 64) > 0.9
 
 
 @pytest.mark.parametrize("rows", [1, 3, 50])
