@@ -168,7 +168,7 @@ def test_without_a_prompt_a_teacher_has_nothing_to_teach_itself(teacher, corpus,
 
 
 def test_rows_of_another_form_or_length_are_refused(teacher, stored, tmp_path):
-    with pytest.raises(UserError, match="set data.row_length=40"):
+    with pytest.raises(UserError, match=r"set data\.row_length=40"):
         run.run(tiny("distill", stored, init__checkpoint=teacher), tmp_path / "a", quiet=True)
     with pytest.raises(UserError, match="holds rows of form teacher, and stage discriminator takes discriminator"):
         run.run(tiny("discriminator", stored, init__checkpoint=teacher), tmp_path / "b", quiet=True)
@@ -184,7 +184,8 @@ def test_a_discriminator_learns_what_tells_the_tokens_apart(teacher, stored, tmp
         labeled_rows.write_part(tmp_path / "rows", split, 0, arrays)
     labeled_rows.finish(tmp_path / "rows", about | {"form": "discriminator"}, (stored / "tokenizer.json").read_text())
     settings = {"data__row_length": 40, "optim__lr_multiple": 10.0, "epochs": 10.0}
-    run.run(tiny("discriminator", tmp_path / "rows", init__checkpoint=teacher, **settings), tmp_path / "run", quiet=True)
+    c = tiny("discriminator", tmp_path / "rows", init__checkpoint=teacher, **settings)
+    run.run(c, tmp_path / "run", quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "run" / "rows.jsonl").read_text().splitlines()]
     assert {row["metric"] for row in rows} == {"loss", "accuracy"}
     assert all(row["value"] > 0.9 for row in rows if row["metric"] == "accuracy")
