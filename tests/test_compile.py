@@ -235,15 +235,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 @needs_libtpu
 def test_a_small_rung_compiles_for_a_tpu():
-    small = "--config=configs/ranked.py:0.2m,batch.pairs=4,model.vocab_size=2048"
-    done = run(small, "--topology=v5e:2x2", "--json", "--quick")
+    small = "batch.pairs=4,model.vocab_size=2048,data.row_length=256,data.max_tokens=128"
+    done = run(f"--config=configs/ranked.py:0.2m,{small}", "--topology=v5e:2x2", "--json", "--quick")
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     assert (found["chips"], found["mesh"], found["fits"]) == (4, [1, 4, 1], True)
     assert found["n_nonembedding"] == 12 * 128**2 and found["params"] > 2 * 2048 * 128
     assert 0 < found["hbm_bytes_per_chip"] < found["hbm_limit_bytes"] == int(15.75 * 2**30)
-    per_token = 6 * (12 * 128**2 + 2048 * 128) + 12 * 128 * 1024
-    assert found["flops_per_step"] == pytest.approx(4 * 1024 * per_token, rel=0.1)
+    per_token = 6 * (12 * 128**2 + 2048 * 128) + 12 * 128 * 256
+    assert found["flops_per_step"] == pytest.approx(4 * 256 * per_token, rel=0.1)
     assert found["collectives"] and 0 < found["mfu_bound"] < 1 and found["bound_by"] in ("compute", "hbm", "ici")
 
 
