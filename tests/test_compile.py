@@ -16,6 +16,7 @@ from reference import tiny
 from hhh_jax import config
 from hhh_jax.compile import bound, hlo, meshes, step
 from hhh_jax.compile.hardware import CHIPS, Topology, parse_topology
+from hhh_jax.compile.record import out_of_memory
 from hhh_jax.errors import UserError
 from hhh_jax.model import executed_flops_per_token
 
@@ -214,6 +215,20 @@ def test_an_error_says_what_it_needs():
     assert asked("no numbers") == 0
 
 
+KEYS = {
+    "params", "n_nonembedding", "chips", "mesh", "hbm_bytes_per_chip", "hbm_limit_bytes", "fits", "flops_per_step",
+    "collectives", "compile_seconds", "mfu_bound", "bound_by",
+}  # fmt: skip
+"""What --json always has."""
+
+
+def test_the_record_of_a_step_that_does_not_fit():
+    found = out_of_memory(config.base_config("ranked", "13m"), Topology("tpu7x", "2x2x1"), None, 100 * 2**30)
+    assert found.keys() >= KEYS and not found["fits"]
+    assert found["n_nonembedding"] == 12 * 4 * 512**2 and found["params"] > 2 * 65536 * 512
+    assert found["hbm_bytes_per_chip"] == 200 * 2**30  # two devices a chip
+
+
 def test_meshes_from_text():
     assert step.parse_mesh("1,16,4") == (1, 16, 4)
     for text in ("1,16", "1,16,x"):
@@ -239,6 +254,7 @@ def test_a_small_rung_compiles_for_a_tpu():
     done = run(f"--config=configs/ranked.py:0.2m,{small}", "--topology=v5e:2x2", "--json", "--quick")
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
+    assert found.keys() >= KEYS
     assert (found["chips"], found["mesh"], found["fits"]) == (4, [1, 4, 1], True)
     assert found["n_nonembedding"] == 12 * 128**2 and found["params"] > 2 * 2048 * 128
     assert 0 < found["hbm_bytes_per_chip"] < found["hbm_limit_bytes"] == int(15.75 * 2**30)

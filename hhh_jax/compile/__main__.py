@@ -18,7 +18,7 @@ from absl import flags
 
 from hhh_jax import cli
 from hhh_jax.compile.hardware import GIB
-from hhh_jax.compile.record import prepare_environment, record, text
+from hhh_jax.compile.record import out_of_memory, prepare_environment, record, text
 from hhh_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,12 +40,8 @@ def _refuse(c: Any, topology: "Topology", sizes: Any, needed: int) -> None:
     chip = topology.chip
     where = f"{fits.topology} with --mesh={','.join(map(str, fits.sizes))}" if fits else "none of those that can be had"
     if _JSON.value:
-        missing = {
-            "stage": c.stage, "rung": c.rung, "topology": str(topology), "chips": topology.chips,
-            "mesh": sizes and list(sizes), "hbm_bytes_per_chip": needed * chip.devices,
-            "hbm_limit_bytes": int(chip.hbm_bytes), "fits": False, "smallest_topology": fits and record(fits, c),
-        }  # fmt: skip
-        print(json.dumps(missing))
+        refusal = out_of_memory(c, topology, sizes, needed)
+        print(json.dumps(refusal | {"smallest_topology": fits and record(fits, c)}))
     mesh = f" with --mesh={','.join(map(str, sizes))}" if sizes else ""
     print(
         f"out of memory: {c.stage} {c.rung} needs {needed * chip.devices / GIB:.1f} GiB a chip on {topology}{mesh}, "

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hhh_jax.compile.hardware import GIB
 
 if TYPE_CHECKING:
+    from hhh_jax.compile.hardware import Topology
     from hhh_jax.compile.meshes import Outcome
 
 
@@ -55,11 +56,32 @@ def record(found: "Outcome", c: Any) -> dict[str, Any]:
     }
 
 
+def out_of_memory(c: Any, topology: "Topology", sizes: Any, needed: int) -> dict[str, Any]:
+    """What --json prints of a step that needs `needed` bytes on a device: what is not known of it is None."""
+    from hhh_jax.config import model_config
+    from hhh_jax.model import count_params
+
+    counts = count_params(model_config(c, c.model.vocab_size))
+    unknown = ("flops_per_step", "collectives", "compile_seconds", "mfu_bound", "bound_by")
+    return {
+        "stage": c.stage,
+        "rung": c.rung,
+        "topology": str(topology),
+        "params": counts["total"],
+        "n_nonembedding": counts["n"],
+        "chips": topology.chips,
+        "mesh": list(sizes) if sizes else None,
+        "hbm_bytes_per_chip": needed * topology.chip.devices,
+        "hbm_limit_bytes": int(topology.chip.hbm_bytes),
+        "fits": False,
+    } | dict.fromkeys(unknown)
+
+
 def text(r: dict[str, Any]) -> str:
     """A record for people."""
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in r["hbm_parts"].items())
     sent = ", ".join(f"{kind} {v['count']}x {v['bytes'] / GIB:.2f} GiB" for kind, v in r["collectives"].items())
-    times = ", ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in r["step_seconds"].items())
+    times = ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in r["step_seconds"].items())
     return "\n".join(
         [
             f"{r['stage']} {r['rung']} on {r['topology']}: {r['chips']} chips, "
