@@ -23,7 +23,7 @@ def run(name, folder):
 
 
 def test_every_file_is_a_benchmark():
-    assert {"prepare", "loader", "preference", "step"} <= set(program.names())
+    assert {"prepare", "loader", "preference", "prefix", "step"} <= set(program.names())
     assert not {"harness", "contenders", "__main__"} & set(program.names())
 
 
@@ -34,6 +34,10 @@ def test_prepare(tmp_path):
 
 def test_loader(tmp_path):
     assert run("loader", tmp_path).keys() == {"documents", "pairs"}
+
+
+def test_prefix(tmp_path):
+    assert run("prefix", tmp_path).keys() == {"score, recomputed", "sample, recomputed"}
 
 
 @pytest.mark.parity
