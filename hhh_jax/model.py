@@ -169,7 +169,8 @@ class Block(nn.Module):
         residual_scale = 1 / math.sqrt(2 * c.n_layer)
 
         def linear(features: int, name: str, init_scale: float = 1.0) -> Linear:
-            return Linear(features, c.biases, dtype, sharding.platform(self.mesh) == "cpu", init_scale, name=name)
+            flat = self.mesh is None or sharding.platform(self.mesh) == "cpu"  # of shapes alone no device is asked
+            return Linear(features, c.biases, dtype, flat, init_scale, name=name)
 
         place = sharding.Activations(self.mesh, c.shard_sequence)
         y_BxTxD = place.whole(_norm(c, "attention_norm")(x_BxTxD))

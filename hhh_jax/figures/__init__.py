@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 class Drawing(NamedTuple):
     """How to draw a figure; `caption` says how to read it and what it corresponds to in the paper, `numbers` which of
-    the paper's figures it is."""
+    the paper's figures it is, and `stage` the rows without which a study has nothing to do with it ("": any study)."""
 
     draw: Callable[["pd.DataFrame"], "Figure"]
     title: str
     caption: str
     numbers: tuple[int, ...] = ()
+    stage: str = ""
 
 
 FIGURES = {
@@ -101,12 +102,14 @@ FIGURES = {
         "higher empirical mutual information with its question, for the bare model and every intervention. The "
         "paper: prompting helps large models, distillation as much, finetuning on the prompt less.",
         numbers=(2, 20),
+        stage="evaluate",
     ),
     "figure6": Drawing(
         prompting.hhh_and_truthfulqa,
         "HHH by category, and TruthfulQA",
         "As the paper's figure 6: prompted models on each category of HHH, and TruthfulQA MC1 if it was run.",
         numbers=(6,),
+        stage="evaluate",
     ),
     "figure7": Drawing(
         prompting.lambada,
@@ -114,36 +117,42 @@ FIGURES = {
         "As the paper's figure 7. Left: accuracy of the last word. Right: accuracy of the bare model less that with "
         "the intervention, so above zero is a tax. (In the paper's figure the sign is the opposite of its label.)",
         numbers=(7,),
+        stage="evaluate",
     ),
     "figure8": Drawing(
         prompting.toxicity,
         "Toxicity",
         "As the paper's figures 8 and 22. Mean toxicity of samples after toxic and nontoxic prompts.",
         numbers=(8, 22),
+        stage="evaluate",
     ),
     "figure10": Drawing(
         prompting.code,
         "Code, with and without the prompt",
         "As the paper's figures 2 (right) and 10. pass@1 and pass@10 by the unbiased estimator.",
         numbers=(2, 10),
+        stage="evaluate",
     ),
     "figure21": Drawing(
         prompting.truthfulqa,
         "TruthfulQA by every metric",
         "As the paper's figure 21. The official metric is the summed log-probability.",
         numbers=(21,),
+        stage="evaluate",
     ),
     "figure23": Drawing(
         prompting.toxicity_extremes,
         "Toxicity: expected maximum and probability",
         "As the paper's figure 23, over the samples of each prompt.",
         numbers=(23,),
+        stage="evaluate",
     ),
     "figure25": Drawing(
         prompting.lambada_formats,
         "LAMBADA in four formats",
         "As the paper's figure 25: the format of a task can matter more than the size of the model.",
         numbers=(25,),
+        stage="evaluate",
     ),
     "figure26": Drawing(
         prompting.counting,
@@ -152,6 +161,7 @@ FIGURES = {
         "rule has it. Right: the loss of 64 to 71 after 1 to 63 in context, and after so many steps of training on "
         "1 to 63.",
         numbers=(26,),
+        stage="evaluate",
     ),
 }
 
@@ -196,13 +206,16 @@ def draw_number(number: int, results_path: str | None, out_dir: Path, with_paper
 
 def draw_all(table: "pd.DataFrame", out_dir: str | Path) -> Drawn:
     """Draw every figure whose rows the table has into `out_dir`, as NAME.png and NAME.pdf; the same table
-    gives the same bytes."""
+    gives the same bytes. Figures of stages that the table has no rows of are passed over without a word."""
     import matplotlib
 
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     drawn = Drawn({}, {})
+    stages = {"", *table["stage"].unique()}
     for name, drawing in FIGURES.items():
+        if drawing.stage not in stages:
+            continue
         with matplotlib.rc_context(style.RC):
             try:
                 figure = drawing.draw(table)
