@@ -221,7 +221,7 @@ def _claims_table(judged: Judged) -> str:
 
 def _figures(drawn: figures.Drawn) -> str:
     parts = []
-    for name, drawing in figures.FIGURES.items():
+    for name, drawing in ((n, d) for n, d in figures.FIGURES.items() if n in drawn.paths or n in drawn.skipped):
         if name in drawn.paths:
             png = drawn.paths[name].read_bytes()
             width = round(int.from_bytes(png[16:20]) * 0.58)  # CSS pixels; all figures to one scale
