@@ -7,6 +7,7 @@ that attention is causal and nothing else. Answers have ``seconds``, ``cpu_secon
 """
 
 import time
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig
@@ -19,12 +20,13 @@ def main() -> None:
     settings = channel.settings
     m = settings["model"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = GPTNeoXConfig(
-        vocab_size=m["vocab_size"], hidden_size=m["d_model"], num_hidden_layers=m["n_layer"],
-        num_attention_heads=m["d_model"] // m["head_dim"], intermediate_size=4 * m["d_model"], rotary_pct=1.0,
-        use_parallel_residual=False, max_position_embeddings=settings["row_length"], tie_word_embeddings=False,
-        attn_implementation="sdpa", use_cache=False,
-    )  # fmt: skip
+    shape_and_form: dict[str, Any] = {
+        "vocab_size": m["vocab_size"], "hidden_size": m["d_model"], "num_hidden_layers": m["n_layer"],
+        "num_attention_heads": m["d_model"] // m["head_dim"], "intermediate_size": 4 * m["d_model"], "rotary_pct": 1.0,
+        "use_parallel_residual": False, "max_position_embeddings": settings["row_length"],
+        "tie_word_embeddings": False, "attn_implementation": "sdpa", "use_cache": False,
+    }  # fmt: skip
+    config = GPTNeoXConfig(**shape_and_form)
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -80,11 +80,12 @@ def main() -> None:
     channel = Channel()
     settings = channel.settings
     m = settings["model"]
-    config = GPTNeoXConfig(
-        vocab_size=m["vocab_size"], hidden_size=m["d_model"], num_hidden_layers=m["n_layer"],
-        num_attention_heads=m["d_model"] // m["head_dim"], intermediate_size=4 * m["d_model"], rotary_pct=1.0,
-        use_parallel_residual=False, max_position_embeddings=8192, num_labels=1, tie_word_embeddings=False,
-    )  # fmt: skip
+    shape_and_form: dict[str, Any] = {
+        "vocab_size": m["vocab_size"], "hidden_size": m["d_model"], "num_hidden_layers": m["n_layer"],
+        "num_attention_heads": m["d_model"] // m["head_dim"], "intermediate_size": 4 * m["d_model"], "rotary_pct": 1.0,
+        "use_parallel_residual": False, "max_position_embeddings": 8192, "num_labels": 1, "tie_word_embeddings": False,
+    }  # fmt: skip
+    config = GPTNeoXConfig(**shape_and_form)
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=settings["tokenizer"], eos_token=END_OF_CONTEXT, pad_token=PAD)
