@@ -15,7 +15,7 @@ from hhh_jax.data.tokenizer import train_tokenizer
 from hhh_jax.sample import Decoding, Prompt, sample
 from hhh_jax.scoring import Scorer, compute_prefix, score_branches
 
-MODEL = reference.tiny(n_layer=1, vocab_size=272)
+MODEL = reference.tiny(n_layer=2, vocab_size=272)  # two heads, for a mesh of two along tensor
 TOKENIZER = train_tokenizer(["one two three four five six seven eight nine ten eleven twelve"] * 3, 272)
 
 
