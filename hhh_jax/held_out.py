@@ -8,10 +8,11 @@ from etils import epath
 
 from hhh_jax import evaluate, model, scoring, stage_data, stats, train
 from hhh_jax.data.labeled_rows import LabeledRows, RowLoader
+from hhh_jax.errors import UserError
 from hhh_jax.stage_data import StageData
 from hhh_jax.version import code_version
 
-RANKERS = {"preference": "reward", "imitation": "mean_logp", "lm": "mean_logp"}
+RANKERS = {"preference": "reward", "imitation": "mean_logp", "lm": "mean_logp", "distillation": "mean_logp"}
 
 
 class Run(NamedTuple):
@@ -28,6 +29,13 @@ class Run(NamedTuple):
     pretrain_seeds: tuple[int, ...]
     sha: str
     started: float
+
+
+def pair_ranker(objective: str) -> str:
+    """What models of an objective rank pairs by. Raises UserError for one that gives no score to a text."""
+    if objective not in RANKERS:
+        raise UserError(f"a model of objective {objective} gives no scores to texts, so it ranks no pairs")
+    return RANKERS[objective]
 
 
 def want(ranker: str) -> str:

@@ -29,7 +29,7 @@ from hhh_jax.checkpoint import Checkpoints, read_extra, restore_params
 from hhh_jax.data.labeled_rows import RowLoader
 from hhh_jax.data.tokenizer import Tokenizer
 from hhh_jax.errors import UserError
-from hhh_jax.held_out import RANKERS, Run, results, untuned_results, want
+from hhh_jax.held_out import Run, pair_ranker, results, untuned_results, want
 from hhh_jax.loop import update_all
 from hhh_jax.record import Record, jsonable, write_json_atomic, write_text_atomic
 from hhh_jax.stage_data import StageData
@@ -66,7 +66,7 @@ def run(
     mesh = sharding.make_mesh(**c.mesh)
     source = read_extra(open_path(c.init.checkpoint) / "checkpoints") if c.init.checkpoint else None
     tokenizer = stage_data.stored_tokenizer(c, source)
-    if c.objective.name not in ("imitation", "preference"):  # batches of pairs get as many rows as the mesh asks for
+    if c.objective.name not in config_lib.PAIR_OBJECTIVES:  # batches of pairs get as many rows as the mesh asks for
         sharding.check_rows(c.batch.rows, c.optim.accumulate, mesh)
     data = stage_data.load(c, tokenizer, sharding.row_multiple(mesh) * c.optim.accumulate)
     if distributed.is_first():
@@ -245,7 +245,7 @@ def recompute_rows(checkpoint: str, task: str, split: str, selection: str) -> li
     state = load_state(workdir, sc)
     name, split = task or c.data.source, split or ("test" if task else c.eval.split)
     extra = read_extra(workdir / "checkpoints")
-    if c.objective.name == "lm" and not task:
+    if c.objective.name not in config_lib.PAIR_OBJECTIVES and not task:
         c.eval.split = split
         data = stage_data.load(c, tokenizer, sharding.row_multiple(mesh) * c.optim.accumulate)
         seeds = tuple(extra["pretrain_seeds"])
@@ -256,7 +256,7 @@ def recompute_rows(checkpoint: str, task: str, split: str, selection: str) -> li
     scorer = scoring.Scorer(
         sc.model, params, len(c.seeds), mesh, c.eval.rows, c.data.row_length, tokenizer.pad_id
     )
-    ranker = RANKERS[c.objective.name]
+    ranker = pair_ranker(c.objective.name)
     scores = evaluate.score_pairs(scorer, pairs, (want(ranker),))
     rows = evaluate.pair_rows(scores, tuple(c.seeds), selection, (ranker,))
     return [{"run": workdir.name, "task": name, "split": split} | row for row in rows]

@@ -37,33 +37,20 @@ def score_file(
     Raises:
       UserError: for a directory that is no run's, a file that can't be read, or a seed that the run doesn't have.
     """
-    import jax
-
-    from hhh_jax import evaluate, held_out, run, scoring, sharding, stats
+    from hhh_jax import evaluate, held_out, run, scoring, stats
     from hhh_jax.data import files
     from hhh_jax.data.packing import tokenize_pairs
     from hhh_jax.storage import open_path
 
-    workdir = open_path(checkpoint)
-    c, tokenizer = run.load_config(workdir)
+    c, tokenizer = run.load_config(open_path(checkpoint))
     seed = c.seeds[0] if seed is None else seed
-    if seed not in c.seeds:
-        raise UserError(f"--seed={seed}: {checkpoint} has seeds {', '.join(map(str, c.seeds))}")
-    mesh = sharding.make_mesh(**c.mesh)
-    step_config = run.make_step_config(c, tokenizer.vocab_size, mesh)
-    state = run.load_state(workdir, step_config)
-    params = state["best"]["params"] if selection == "best" and "best" in state else state["params"]
-    index = list(c.seeds).index(seed)
-    params = jax.tree.map(lambda x: x[index : index + 1], params)
+    scorer, _, _ = scoring.load_scorer(checkpoint, (seed,), selection)
     pairs, _, counts = files.read_pairs(path, bad_rows)
     d = c.data
     tokenized = tokenize_pairs(pairs, tokenizer, d.max_tokens, d.row_length, counts, share_context=d.share_context)
     if not tokenized:
         raise UserError(f"{path}: no pair is left to score: {json.dumps(counts.as_dict())}")
-    scorer = scoring.Scorer(
-        step_config.model, params, 1, mesh, c.eval.rows, c.data.row_length, tokenizer.pad_id
-    )
-    ranker = held_out.RANKERS[c.objective.name]
+    ranker = held_out.pair_ranker(c.objective.name)
     values_Px2 = evaluate.score_pairs(scorer, tokenized, (held_out.want(ranker),)).by(ranker)[0]
     records = [
         {"id": pair.id, "good": float(good), "bad": float(bad)}

@@ -189,3 +189,11 @@ def test_a_discriminator_learns_what_tells_the_tokens_apart(teacher, stored, tmp
     rows = [json.loads(line) for line in (tmp_path / "run" / "rows.jsonl").read_text().splitlines()]
     assert {row["metric"] for row in rows} == {"loss", "accuracy"}
     assert all(row["value"] > 0.9 for row in rows if row["metric"] == "accuracy")
+
+
+def test_rows_of_a_student_are_recomputed_from_its_checkpoint(student, pairs):
+    """Its own rows, to the last digit; and pairs, which it ranks as the language model that it is."""
+    written = [json.loads(line) for line in (student / "rows.jsonl").read_text().splitlines()]
+    again = run.recompute_rows(str(student), "", "", "best")
+    assert [row["value"] for row in again] == [row["value"] for row in written]
+    assert {row["ranker"] for row in run.recompute_rows(str(student), str(pairs), "", "best")} == {"mean_logp"}

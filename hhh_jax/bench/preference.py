@@ -7,7 +7,7 @@ is what TRL computes; (1, 1) adds the language-modeling loss on the good side, w
 
 TRL takes pairs in a drawn order, as it does by default, or pairs of like length in a batch, which leaves less padding
 and makes batches that are no fair draw of the data. Either runs in the dtype in which PyTorch's matmuls are faster
-here, eager: compiled, new shapes of a batch compile anew. Ours are exactly the drawn pairs, packed.
+here, eager. Ours are exactly the drawn pairs, packed.
 """
 
 import dataclasses

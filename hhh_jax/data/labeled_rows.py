@@ -24,7 +24,6 @@ import numpy as np
 from hhh_jax.atomic import new_path
 from hhh_jax.data.loader import pair_order, stack
 from hhh_jax.data.packing import Batch, empty_batch
-from hhh_jax.data.records import SPLITS
 from hhh_jax.errors import UserError
 from hhh_jax.record import write_json_atomic, write_text_atomic
 
@@ -162,8 +161,3 @@ def open_rows(folder: Path, split: str) -> LabeledRows:
         n_rows += len(part["tokens"])
     starts = np.cumsum([0, *(len(part["tokens"]) for part in parts)])
     return LabeledRows(parts, starts)
-
-
-def splits_of(folder: Path) -> dict[str, LabeledRows]:
-    """All three splits."""
-    return {split: open_rows(folder, split) for split in SPLITS}

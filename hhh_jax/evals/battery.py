@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hhh_jax import distributed, model, prompts, sharding
+from hhh_jax import distributed, model, prompts
 from hhh_jax import run as run_lib
 from hhh_jax.checkpoint import read_extra
 from hhh_jax.data import prepared
@@ -22,7 +22,7 @@ from hhh_jax.errors import UserError
 from hhh_jax.evals import choices, code, counting, ethics, lambada, own_hhh, templates, toxicity
 from hhh_jax.evals.subject import Outcome, Subject
 from hhh_jax.record import write_json_atomic
-from hhh_jax.scoring import Scorer
+from hhh_jax.scoring import load_scorer
 from hhh_jax.storage import open_path
 from hhh_jax.version import code_version
 
@@ -159,14 +159,8 @@ def _claim(output: Path, settings: dict[str, Any]) -> None:
 
 def _subject(checkpoint: Path, settings: Settings) -> tuple[Subject, dict[str, Any]]:
     """The model of all seeds, ready to be asked, and what its result rows have in common."""
-    c, tokenizer = run_lib.load_config(open_path(checkpoint))
-    mesh = sharding.make_mesh(**c.mesh)
-    step_config = run_lib.make_step_config(c, tokenizer.vocab_size, mesh)
-    state = run_lib.load_state(open_path(checkpoint), step_config)
-    best = settings.selection == "best" and "best" in state
-    params = state["best"]["params"] if best else state["params"]
-    seeds, context = tuple(c.seeds), settings.context or c.data.row_length
-    scorer = Scorer(step_config.model, params, len(seeds), mesh, c.eval.rows, context, tokenizer.pad_id)
+    c, _ = run_lib.load_config(open_path(checkpoint))
+    scorer, tokenizer, seeds = load_scorer(str(checkpoint), (), settings.selection, settings.context)
     how = settings.intervention
     several = {"none": (), "template": (), "prompt": ("hhh", "short"), "short": ("short",)}
     names = several.get(how, (how, "short"))
@@ -177,7 +171,7 @@ def _subject(checkpoint: Path, settings: Settings) -> tuple[Subject, dict[str, A
     asked = [c.labels.intervention, "" if how == "none" else how]
     about = {
         "study": c.labels.study, "run": checkpoint.name, "stage": "evaluate", "ladder": c.ladder,
-        "n_layer": c.model.n_layer, "N": model.count_params(step_config.model)["n"], "objective": c.objective.name,
+        "n_layer": c.model.n_layer, "N": model.count_params(scorer.model)["n"], "objective": c.objective.name,
         "init": c.labels.init, "intervention": "+".join(filter(None, asked)), "config_sha": extra["config_sha"],
         "code_version": code_version(),
     }  # fmt: skip
