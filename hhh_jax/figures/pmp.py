@@ -141,3 +141,41 @@ def symbols(table: "pd.DataFrame") -> "Figure":
     ax.set_title(f"Symbols (N = {size_name(rows['N'].iloc[0])})")
     style.legend_below(figure, [ax], columns=3)
     return figure
+
+
+FIGURES = {
+    "figure4": style.Drawing(
+        pmp_pairs,
+        "Preference model pre-training over the number of pairs",
+        "As the paper's figure 4. Left: mean accuracy over the tasks after finetuning on so many pairs, "
+        "from the language model and from the (binary) preference-pretrained one. Right: their paired "
+        "difference. The paper finds a gain at few pairs for models above about 1B parameters and none "
+        "below 200M.",
+        numbers=(4,),
+    ),
+    "figure5": style.Drawing(
+        pmp_tasks,
+        "Preference model pre-training task by task",
+        "As the paper's figures 5 and 32, at the sizes at hand. Difference in accuracy that (binary) PMP "
+        "makes after finetuning on the fewest and on the most pairs, with 95% intervals; right of zero it "
+        "helps.",
+        numbers=(5, 32),
+    ),
+    "figure18": style.Drawing(
+        binary_ranked,
+        "Binary against ranked pre-training",
+        "As the paper's figure 18. Accuracy after binary PMP minus after ranked PMP on the same source; "
+        "thin lines are tasks. Above zero, binary is better. Binarizing doubles the pairs, so binary PMP "
+        "also has twice the updates.",
+        numbers=(18,),
+    ),
+    "figure33": style.Drawing(
+        symbols,
+        "Symbols: how much does a scrambled ranking still teach?",
+        "As the paper's figure 33. Accuracy on held-out pairs of the true ranking T0 after finetuning on so "
+        "many pairs of it, from models that were preference-pretrained on T0, on rankings scrambled ever "
+        "more (T1 to T4), on the binarized form (Tb), or not at all. The paper: the less scrambled the "
+        "better, binary between moderate and strong.",
+        numbers=(33,),
+    ),
+}

@@ -241,3 +241,75 @@ def counting(table: "pd.DataFrame") -> "Figure":
     right.set(yscale="log", xlabel="number", ylabel="loss (nats)", title="Told or trained")
     style.legend_below(figure, [left, right], columns=3)
     return figure
+
+
+FIGURES = {
+    "figure2": style.Drawing(
+        hhh,
+        "Prompting and distillation on HHH comparisons",
+        "As the paper's figures 2 (left) and 20 (left). Share of comparisons in which the better answer has the "
+        "higher empirical mutual information with its question, for the bare model and every intervention. The "
+        "paper: prompting helps large models, distillation as much, finetuning on the prompt less.",
+        numbers=(2, 20),
+        stage="evaluate",
+    ),
+    "figure6": style.Drawing(
+        hhh_and_truthfulqa,
+        "HHH by category, and TruthfulQA",
+        "As the paper's figure 6: prompted models on each category of HHH, and TruthfulQA MC1 if it was run.",
+        numbers=(6,),
+        stage="evaluate",
+    ),
+    "figure7": style.Drawing(
+        lambada,
+        "LAMBADA and what an intervention costs on it",
+        "As the paper's figure 7. Left: accuracy of the last word. Right: accuracy of the bare model less that with "
+        "the intervention, so above zero is a tax. (In the paper's figure the sign is the opposite of its label.)",
+        numbers=(7,),
+        stage="evaluate",
+    ),
+    "figure8": style.Drawing(
+        toxicity,
+        "Toxicity",
+        "As the paper's figures 8 and 22. Mean toxicity of samples after toxic and nontoxic prompts.",
+        numbers=(8, 22),
+        stage="evaluate",
+    ),
+    "figure10": style.Drawing(
+        code,
+        "Code, with and without the prompt",
+        "As the paper's figures 2 (right) and 10. pass@1 and pass@10 by the unbiased estimator.",
+        numbers=(2, 10),
+        stage="evaluate",
+    ),
+    "figure21": style.Drawing(
+        truthfulqa,
+        "TruthfulQA by every metric",
+        "As the paper's figure 21. The official metric is the summed log-probability.",
+        numbers=(21,),
+        stage="evaluate",
+    ),
+    "figure23": style.Drawing(
+        toxicity_extremes,
+        "Toxicity: expected maximum and probability",
+        "As the paper's figure 23, over the samples of each prompt.",
+        numbers=(23,),
+        stage="evaluate",
+    ),
+    "figure25": style.Drawing(
+        lambada_formats,
+        "LAMBADA in four formats",
+        "As the paper's figure 25: the format of a task can matter more than the size of the model.",
+        numbers=(25,),
+        stage="evaluate",
+    ),
+    "figure26": style.Drawing(
+        counting,
+        "Counting: told or trained",
+        "As the paper's figure 26. Left: the loss of each number after those before it falls like 1/n, as Laplace's "
+        "rule has it. Right: the loss of 64 to 71 after 1 to 63 in context, and after so many steps of training on "
+        "1 to 63.",
+        numbers=(26,),
+        stage="evaluate",
+    ),
+}

@@ -43,3 +43,15 @@ def scaling(table: "pd.DataFrame") -> "Figure":
     ax.set_title("Pretraining")
     ax.legend(loc="best")
     return figure
+
+
+FIGURES = {
+    "scaling": style.Drawing(
+        scaling,
+        "Pretraining loss against model size",
+        "The premise of every plot against size. Held-out loss of the language models that all else starts "
+        "from; points are means over seeds with 95% intervals over documents and seeds, the line is a "
+        "least-squares power law in log-log. A fit with an irreducible loss is drawn only where these sizes "
+        "can tell it from none.",
+    ),
+}

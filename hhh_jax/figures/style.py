@@ -1,9 +1,9 @@
 """One look for every figure: colors that color-blind readers can tell apart (Okabe and Ito), sizes, axes,
 saving."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hhh_jax.summary import size_name
 
@@ -40,6 +40,17 @@ BASELINES = {  # ranker -> name, dashes of its thin line
     "longer": ("longer", (0, (6, 2))),
     "bag_of_words": ("bag of words", (0, (6, 2, 1, 2))),
 }
+
+
+class Drawing(NamedTuple):
+    """How to draw a figure; `caption` says how to read it and what it corresponds to in the paper, `numbers` which of
+    the paper's figures it is, and `stage` the rows without which a study has nothing to do with it ("": any study)."""
+
+    draw: Callable[["pd.DataFrame"], "Figure"]
+    title: str
+    caption: str
+    numbers: tuple[int, ...] = ()
+    stage: str = ""
 
 
 class NoRows(Exception):
