@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hhh_jax import claims, figures, results
-from hhh_jax.claims import Claim, Outcome
+from hhh_jax.claims import rules
+from hhh_jax.claims.rules import Claim, Outcome
 from hhh_jax.stats import Estimate
 from hhh_jax.summary import FORMAT_TWIN, PM_GAIN, TRIVIAL, Study, ladder_corpus, size_name, summarize, task_name
 
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 Judged = list[tuple[Claim, Outcome]]
 VERDICT_STYLE = {
-    claims.SUPPORTED: ("yes", "✓"), claims.CONTRADICTED: ("no", "✗"), claims.POWER: ("open", "?"),
-    claims.FLOOR: ("floor", "▁"), claims.NOT_RUN: ("none", "–"),
+    rules.SUPPORTED: ("yes", "✓"), rules.CONTRADICTED: ("no", "✗"), rules.POWER: ("open", "?"),
+    rules.FLOOR: ("floor", "▁"), rules.NOT_RUN: ("none", "–"),
 }  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def render(
         "<p>Left, what Askell et al. (2021, arXiv 2112.00861) say. Right, the statistic that stands for it "
         "here with its 95% interval over seeds and test items, and the verdict by a rule that was fixed "
         "before the runs. Tested were "
-        f"{sum(o.verdict != claims.NOT_RUN for _, o in judged)} of {len(judged)} claims, each at the 95% "
+        f"{sum(o.verdict != rules.NOT_RUN for _, o in judged)} of {len(judged)} claims, each at the 95% "
         "level and without a correction for their number: where nothing is to be found, one test in twenty "
         "finds something.</p>",
         _claims_table(judged),
@@ -111,10 +112,10 @@ def headline(judged: Judged) -> str:
     primary, ranked, binary = (outcome[k] for k in ("ranked_minus_binary", "ranked_gain", "binary_equal"))
     if primary.estimate and ranked.estimate and binary.estimate:
         meaning = {
-            claims.SUPPORTED: "as the paper found",
-            claims.CONTRADICTED: "the opposite of what the paper found",
-            claims.POWER: "too close to call",
-            claims.FLOOR: "undecided, at the floor. " + primary.note.rstrip("."),
+            rules.SUPPORTED: "as the paper found",
+            rules.CONTRADICTED: "the opposite of what the paper found",
+            rules.POWER: "too close to call",
+            rules.FLOOR: "undecided, at the floor. " + primary.note.rstrip("."),
         }[primary.verdict]
         first = (
             f"At {primary.at}, preference modeling gained {_signed(ranked.estimate)} in accuracy over "
@@ -124,19 +125,19 @@ def headline(judged: Judged) -> str:
     else:
         first = "The comparison of preference modeling with imitation was not completed."
     counts = Counter(result.verdict for _, result in judged)
-    tested = len(judged) - counts[claims.NOT_RUN]
+    tested = len(judged) - counts[rules.NOT_RUN]
     second = (
-        f"Of {tested} claim{'s' * (tested != 1)} tested, {counts[claims.SUPPORTED]} came out supported, "
-        f"{counts[claims.CONTRADICTED]} contradicted, {counts[claims.POWER]} undecided for want of power and "
-        f"{counts[claims.FLOOR]} undecided because no model was above the floor"
-        + (f"; {counts[claims.NOT_RUN]} more could not be tested." if tested < len(judged) else ".")
+        f"Of {tested} claim{'s' * (tested != 1)} tested, {counts[rules.SUPPORTED]} came out supported, "
+        f"{counts[rules.CONTRADICTED]} contradicted, {counts[rules.POWER]} undecided for want of power and "
+        f"{counts[rules.FLOOR]} undecided because no model was above the floor"
+        + (f"; {counts[rules.NOT_RUN]} more could not be tested." if tested < len(judged) else ".")
     )
     return f"{first} {second}"
 
 
 def _tally(judged: Judged) -> str:
     counts = Counter(outcome.verdict for _, outcome in judged)
-    chips = [f"{_badge(verdict)}&thinsp;{counts[verdict]}" for verdict in claims.VERDICTS if counts[verdict]]
+    chips = [f"{_badge(verdict)}&thinsp;{counts[verdict]}" for verdict in rules.VERDICTS if counts[verdict]]
     return f'<p class="tally">{" &emsp; ".join(chips)}</p>'
 
 
@@ -257,7 +258,7 @@ def _baselines(study: Study, table: "pd.DataFrame") -> str:
                 arm = arm[arm["pairs_total"] == study.main_pairs(task)]
             cells.append(_plain(arm.iloc[0]) if len(arm) else "")
         arms = [[study.items(task, objective, n)] for objective in ("preference", "imitation")]
-        rows.append([*cells, "yes" if claims.above_floor(study, [task], arms) else "no"])
+        rows.append([*cells, "yes" if rules.above_floor(study, [task], arms) else "no"])
     text = (
         "<p>“Above the floor” asks whether one of the two objectives beats the best of the five trivial "
         "baselines on the same test items, with its 95% interval. Empty: does not apply, or was not "

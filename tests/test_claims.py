@@ -7,7 +7,8 @@ import pytest
 from simulated_study import PAIRS, PMP_SIZE, SIZES, null, simulate, simulated
 
 from hhh_jax import claims, results
-from hhh_jax.claims import CONTRADICTED, FLOOR, NOT_RUN, POWER, SUPPORTED
+from hhh_jax.claims import rules
+from hhh_jax.claims.rules import CONTRADICTED, FLOOR, NOT_RUN, POWER, SUPPORTED
 from hhh_jax.stats import Estimate, paired_difference
 from hhh_jax.summary import Study
 
@@ -40,14 +41,14 @@ def outcomes(study):
 )
 def test_rules(lo, hi, direction, equality):
     estimate = Estimate((lo + hi) / 2, lo, hi, 100, 3)
-    assert claims.direction(estimate) == direction
-    assert claims.equality(estimate, 0.03) == equality
+    assert rules.direction(estimate) == direction
+    assert rules.equality(estimate, 0.03) == equality
 
 
 def test_a_margin_moves_the_line():
-    assert claims.direction(Estimate(0.0, -0.01, 0.01, 1, 1), margin=0.02) == SUPPORTED
-    assert claims.direction(Estimate(-0.015, -0.03, -0.01, 1, 1), margin=0.02) == POWER
-    assert claims.direction(Estimate(-0.03, -0.04, -0.025, 1, 1), margin=0.02) == CONTRADICTED
+    assert rules.direction(Estimate(0.0, -0.01, 0.01, 1, 1), margin=0.02) == SUPPORTED
+    assert rules.direction(Estimate(-0.015, -0.03, -0.01, 1, 1), margin=0.02) == POWER
+    assert rules.direction(Estimate(-0.03, -0.04, -0.025, 1, 1), margin=0.02) == CONTRADICTED
 
 
 def test_planted_effects_are_found(outcomes):
@@ -110,7 +111,7 @@ def test_a_null_difference_is_undecided_nineteen_times_in_twenty():
         correct = [
             (rng.random((3, 150)) < 0.7 + 0.1 * rng.normal(size=150) + seed_Sx1).astype(float) for _ in "ab"
         ]
-        verdicts.append(claims.direction(paired_difference(*correct, n_boot=500)))
+        verdicts.append(rules.direction(paired_difference(*correct, n_boot=500)))
     assert 0.9 <= verdicts.count(POWER) / 300 <= 1.0
     assert abs(verdicts.count(SUPPORTED) - verdicts.count(CONTRADICTED)) < 15
 

@@ -8,6 +8,7 @@ import pytest
 from simulated_study import simulate
 
 from hhh_jax import claims, figures, report, results
+from hhh_jax.claims import rules
 from hhh_jax.errors import UserError
 from hhh_jax.stats import Estimate
 from hhh_jax.summary import Study
@@ -112,7 +113,7 @@ def test_broken_runs_and_strange_text_are_shown_safely(folder):
 def _judged(**verdicts):
     estimate = Estimate(0.1, 0.05, 0.15, 100, 3)
     return [
-        (claim, claims.Outcome(verdicts.get(claim.key, claims.SUPPORTED), estimate, "N = 786k"))
+        (claim, rules.Outcome(verdicts.get(claim.key, rules.SUPPORTED), estimate, "N = 786k"))
         for claim in claims.CLAIMS
     ]
 
@@ -120,14 +121,14 @@ def _judged(**verdicts):
 @pytest.mark.parametrize(
     ("verdict", "words"),
     [
-        (claims.SUPPORTED, "as the paper found"),
-        (claims.CONTRADICTED, "the opposite of what the paper found"),
-        (claims.POWER, "too close to call"),
-        (claims.FLOOR, "undecided, at the floor"),
+        (rules.SUPPORTED, "as the paper found"),
+        (rules.CONTRADICTED, "the opposite of what the paper found"),
+        (rules.POWER, "too close to call"),
+        (rules.FLOOR, "undecided, at the floor"),
     ],
 )
 def test_headline_is_two_sentences_about_the_outcomes(verdict, words):
-    text = report.headline(_judged(ranked_minus_binary=verdict, pmp_helps=claims.NOT_RUN))
+    text = report.headline(_judged(ranked_minus_binary=verdict, pmp_helps=rules.NOT_RUN))
     assert words in text and "+0.100 [+0.050, +0.150]" in text
     assert f"Of {len(claims.CLAIMS) - 1} claims tested" in text and "1 more could not be tested" in text
     assert len(re.findall(r"\.(?= [A-Z]|$)", text)) == 2
