@@ -166,5 +166,5 @@ def test_every_claim_states_itself():
 
 
 def test_small_data_is_the_nearest_number_of_pairs():
-    assert claims.pmp._nearest([64, 600]) == 600 and claims._nearest([300, 5000]) == 300
+    assert claims.pmp._nearest([64, 600]) == 600 and claims.pmp._nearest([300, 5000]) == 300
     assert PMP_SIZE in SIZES and PAIRS[-1] == claims.pmp.SMALL_DATA
