@@ -93,6 +93,7 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
         "seed": 0,  # of what a source draws (levels, rankings, ...); never of the order
         "limit": 0,  # training pairs to use; 0 takes all
         "binarize": False,  # GOOD:/BAD: pairs (section 4.1)
+        "flip": 0.0,  # share of the training pairs whose sides are exchanged, drawn with data.seed; 0.5 shuffles labels
         "bad_rows": "error",  # or drop: count and go on
         "row_length": length,
         "max_tokens": length // 2,  # of one side of a pair, context and end-of-context included
@@ -226,6 +227,8 @@ def check(c: ml_collections.ConfigDict) -> None:
             f"config key data.share_context is True; rows of {c.data.row_length} tokens have to repeat the context: "
             f"set it to false, or data.row_length to at most {attention.MASKED_TOKENS}"
         )
+    if not 0 <= c.data.flip <= 1:
+        raise UserError(f"config key data.flip is {c.data.flip}; it is a share, from 0 to 1")
     if c.objective.name == "preference" and not (c.objective.lam > 0 and c.objective.mu >= 0):
         raise UserError("config keys objective.lam and objective.mu: lam must be above 0 and mu at least 0")
     if c.batch.rows % c.optim.accumulate:

@@ -12,7 +12,7 @@ import numpy as np
 
 from hhh_jax.data import datasets, files, labeled_rows, token_store
 from hhh_jax.data.labeled_rows import RowLoader
-from hhh_jax.data.loader import DocumentLoader, PairLoader
+from hhh_jax.data.loader import DocumentLoader, FlippedPairs, PairLoader
 from hhh_jax.data.packing import TokenizedPair
 from hhh_jax.data.records import SPLITS, Counts, Dataset
 from hhh_jax.data.token_store import PairForm
@@ -96,6 +96,9 @@ def load(c: ml_collections.ConfigDict, tokenizer: Tokenizer | None, row_multiple
         counts["train"]["tokens"] = int(train.sizes_D.sum())
         loader = DocumentLoader(train, c.batch.rows, d.row_length, tokenizer.pad_id)
     else:
+        if d.flip:
+            train = FlippedPairs(train, d.flip, d.seed, 2 if d.binarize else 1)
+            counts["train"]["flipped"] = len(train.flipped)
         loader = PairLoader(
             train, c.batch.pairs, d.row_length, d.slots, tokenizer.pad_id, row_multiple, d.share_context, d.row_sizes
         )

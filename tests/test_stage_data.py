@@ -74,3 +74,36 @@ def test_a_run_is_tested_on_its_split_and_can_be_on_others(folder, tmp_path):
         if not split:
             assert {(row["seed"], row["metric"]): row["value"] for row in again}.items() <= stored.items()
     assert run.recompute_rows(str(tmp_path), folder, "", "best")[0]["split"] == "test"
+
+
+def sides(data):
+    return {pair.id: (pair.good.tolist(), pair.bad.tolist()) for pair in data.train_pairs}
+
+
+@pytest.mark.parametrize("binarize", [False, True])
+def test_a_share_of_training_pairs_is_flipped(folder, tokenizer, binarize):
+    settings = {"data__binarize": binarize, "data__max_tokens": 30}
+    true = stage_data.load(tiny("ranked", folder, **settings), tokenizer, 1)
+    flipped = {}
+    for share in (0.25, 0.5):
+        data = stage_data.load(tiny("ranked", folder, data__flip=share, **settings), tokenizer, 1)
+        assert sides(data).keys() == sides(true).keys()
+        flipped[share] = {name for name, both in sides(data).items() if both != sides(true)[name]}
+        assert all(sides(data)[name] == sides(true)[name][::-1] for name in flipped[share])
+        assert data.counts["train"]["flipped"] == round(40 * share)
+        assert [p.n_bytes for p in data.test] == [p.n_bytes for p in true.test] and data.sha == true.sha
+    records = {share: {name.partition("/")[0] for name in names} for share, names in flipped.items()}
+    assert {share: len(names) for share, names in records.items()} == {0.25: 10, 0.5: 20}
+    assert records[0.25] < records[0.5]
+    assert all(len(names) == len(records[share]) * (2 if binarize else 1) for share, names in flipped.items())
+
+
+def test_what_is_flipped_follows_the_seed_of_the_data(folder, tokenizer):
+    def flipped(seed):
+        true, data = (
+            sides(stage_data.load(tiny("ranked", folder, data__flip=flip, data__seed=seed), tokenizer, 1))
+            for flip in (0.0, 0.5)
+        )
+        return {name for name in true if data[name] != true[name]}
+
+    assert flipped(0) == flipped(0) != flipped(1)

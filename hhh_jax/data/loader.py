@@ -1,7 +1,9 @@
 """What a run reads at step ``i``: batches as functions of (seed, step), and every held-out item once."""
 
+import dataclasses
 import functools
 import queue
+import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -29,6 +31,35 @@ def pair_order(n_pairs: int, seed: int, first: int, count: int) -> np.ndarray:
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     order = np.random.default_rng((seed, epoch)).permutation(n)
     return order.astype(np.uint32) if n <= 2**32 else order
+
+
+class FlippedPairs(Sequence[TokenizedPair]):
+    """Pairs of which a share has its sides exchanged: label noise, or at one half shuffled labels.
+
+    Args:
+      pairs: all of them.
+      share: of the records to flip, rounded to a whole number; those of a smaller share are among those of a larger.
+      seed: what draws them.
+      each: pairs that come of one record, one after the other; they are flipped together.
+    """
+
+    def __init__(self, pairs: Sequence[TokenizedPair], share: float, seed: int, each: int = 1):
+        records = list(range(len(pairs) // each))
+        random.Random(f"flip {seed}").shuffle(records)
+        self.flipped = frozenset(records[: round(share * len(records))])
+        self._pairs, self._each = pairs, each
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, i: Any) -> Any:
+        """A `TokenizedPair`; a list of a slice."""
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        pair = self._pairs[i]
+        if int(i) // self._each not in self.flipped:
+            return pair
+        return dataclasses.replace(pair, good=pair.bad, bad=pair.good, n_bytes=pair.n_bytes[::-1])
 
 
 class PairLoader:
