@@ -7,7 +7,8 @@ import pytest
 from prepared_folders import KIND, prepared
 
 from hhh_jax.data import prepare, streams
-from hhh_jax.data.records import Document, GroupedLabel, MultipleChoice, Pair, Prompt
+from hhh_jax.data.prepared import load
+from hhh_jax.data.records import SPLITS, Document, GroupedLabel, MultipleChoice, Pair, Prompt
 from hhh_jax.data.source import Drop
 from hhh_jax.data.sources import mix
 from hhh_jax.errors import UserError
@@ -17,9 +18,9 @@ def pairs(name, number):
     return [Pair(f"{name}{i}", f"context {i}", f"good {name}", "bad", f"group{i % 7}") for i in range(number)]
 
 
-def read(inputs, kind="pairs", seed=0, weights=""):
+def read(inputs, kind="pairs", seed=0, weights="", splits="keep"):
     """({split: records}, drops, journal) of a mix."""
-    options = {"weights": weights, "kind": kind, "seed": seed}
+    options = {"weights": weights, "kind": kind, "seed": seed, "splits": splits}
     with streams.journal() as journal:
         found = [item for block in mix.SOURCE.blocks(inputs, options) for item in mix.SOURCE.read(block, options)]
     records = {}
@@ -49,6 +50,17 @@ def test_the_union_keeps_every_record_and_its_split(two):
     assert names["reddit/r99"] == Pair("reddit/r99", "context 99", "good r", "bad", "reddit/group1")
     assert len(journal.inputs) == 4 + 3  # two shards of train each, the other splits one
     assert all(entry["bytes"] for entry in journal.inputs.values())
+
+
+def test_splits_are_cut_anew_by_group(two, tmp_path):
+    records, _, _ = read(two, splits="cut")
+    assert {split: len(part) for split, part in records.items()} == {None: 480}  # a hash of the group decides
+    card = prepare.prepare("mix", two, tmp_path / "out", options={"splits": "cut"}, held_out=0.2, workers=1)
+    assert sum(card["records"][split] for split in SPLITS) == 480
+    train, validation, test = (
+        {record.group for record in load(tmp_path / "out", "pairs", split)} for split in SPLITS
+    )
+    assert train and validation and test and not (train & validation or train & test or validation & test)
 
 
 def test_weights_are_shares_of_each_split(two):
@@ -103,7 +115,7 @@ def test_blocks_cut_by_size_change_nothing(two, monkeypatch):
     whole = read(two, weights="1,1")[:2]
     monkeypatch.setattr(streams, "BLOCK_BYTES", 500)
     assert read(two, weights="1,1")[:2] == whole
-    assert len(list(mix.blocks(two, {"weights": "", "kind": "pairs", "seed": 0}))) > 20
+    assert len(list(mix.blocks(two, {"weights": "", "splits": "keep", "kind": "pairs", "seed": 0}))) > 20
 
 
 def test_missing_and_unfit_components(two, tmp_path):

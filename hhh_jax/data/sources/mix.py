@@ -39,6 +39,8 @@ class _Component(NamedTuple):
 
 def blocks(inputs: Sequence[str], options: Options) -> Iterator[Block]:
     """Serialized records with their lengths; `context` is JSON: the component's name and the split."""
+    if options["splits"] not in ("keep", "cut"):
+        raise UserError(f"--option=splits={options['splits']}: must be keep or cut")
     components = [_component(Path(folder), options["kind"]) for folder in inputs]
     for name, number in Counter(component.name for component in components).items():
         if number > 1:
@@ -151,8 +153,9 @@ def read(block: Block, options: Options) -> Iterator[Row | Drop]:
         at += length
         name, group = (f"{context['component']}/{text}" for text in (record.id, record.group))
         record = dataclasses.replace(record, id=name, group=group)
+        split = None if options["splits"] == "cut" else context["split"]
         # Rows of a group need not meet, and it can be large.
-        yield dataclasses.replace(as_row(record, context["split"], place), key=name)
+        yield dataclasses.replace(as_row(record, split, place), key=name)
 
 
 SOURCE = Source(
@@ -163,6 +166,6 @@ SOURCE = Source(
     blocks=blocks,
     read=read,
     join=one_by_one,
-    options=MappingProxyType({"weights": ""}),
+    options=MappingProxyType({"weights": "", "splits": "keep"}),
     published=("train", "validation", "test"),
 )
