@@ -11,8 +11,8 @@ Splits are the publisher's by default: train, valid1 as validation, valid2 (mean
 is in one split only; groups are posts. With ``--option=split=paper`` the 92,858 published training pairs are shuffled:
 29 of each 93 to test and 64 to train, as in arXiv 2112.00861, but for 1 of 100 to validation. That is leaky: pairs of
 one post, and the same two summaries judged by another person, are on both sides. The ids of such records begin with
-"leaky". With ``--option=split=posts`` posts are drawn anew, 6 of 10 to train, 1 to validation and 3 to test: for
-a sample of the published files that lacks a split.
+"leaky". With ``--option=split=posts`` posts are drawn anew, 6 of 10 to train, 1 to validation and 3 to test: for a sample
+of the published files that lacks a split.
 """
 
 from __future__ import annotations
