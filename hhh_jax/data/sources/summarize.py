@@ -11,8 +11,7 @@ Splits are the publisher's by default: train, valid1 as validation, valid2 (mean
 is in one split only; groups are posts. With ``--option=split=paper`` the 92,858 published training pairs are shuffled:
 29 of each 93 to test and 64 to train, as in arXiv 2112.00861, but for 1 of 100 to validation. That is leaky: pairs of
 one post, and the same two summaries judged by another person, are on both sides. The ids of such records begin with
-"leaky". With ``--option=split=posts`` posts are drawn anew, 6 of 10 to train, 1 to validation and 3 to test: for a sample
-of the published files that lacks a split.
+"leaky".
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ from hhh_jax.errors import UserError
 
 PUBLISHED = {"train": "train", "valid1": "validation", "valid2": "test"}
 PAPER_TEST, PAPER_VALIDATION = 29 / 93, 0.01
-POSTS_TEST, POSTS_VALIDATION = 0.3, 0.1
 
 
 def blocks(inputs: Sequence[str], options: Options) -> Iterator[Block]:
-    if options["split"] not in CONVERT:
-        raise UserError(f"--option=split={options['split']}: must be {', '.join(CONVERT)}")
+    if options["split"] not in ("published", "paper"):
+        raise UserError(f"--option=split={options['split']}: must be published or paper")
     return line_blocks(paths(inputs, is_json_lines, "a file of comparisons (.json)"))
 
 
 def read(block: Block, options: Options) -> Iterator[Row | Drop]:
-    return each(json_lines(block), CONVERT[options["split"]])
+    convert = _shuffled if options["split"] == "paper" else _published
+    return each(json_lines(block), convert)
 
 
 def _published(row: dict[str, Any], place: str) -> Row:
@@ -53,22 +52,9 @@ def _shuffled(row: dict[str, Any], place: str) -> Row:
     if split != "train":
         raise Skip("not a published training pair, which alone the paper shuffles", bad=False)
     name = f"leaky:{pair.id}"
-    split = _drawn(name, PAPER_TEST, PAPER_VALIDATION)
-    return as_row(Pair(name, pair.context, pair.good, pair.bad, name), split, place)
-
-
-def _by_post(row: dict[str, Any], place: str) -> Row:
-    pair, _ = _pair(row)
-    return as_row(pair, _drawn(pair.group, POSTS_TEST, POSTS_VALIDATION), place)
-
-
-def _drawn(name: str, test: float, validation: float) -> str:
     where = fraction(name)
-    return "test" if where < test else "validation" if where >= 1 - validation else "train"
-
-
-CONVERT = {"published": _published, "paper": _shuffled, "posts": _by_post}
-"""Of each ``split`` option, what makes a record of a row."""
+    split = "test" if where < PAPER_TEST else "validation" if where >= 1 - PAPER_VALIDATION else "train"
+    return as_row(Pair(name, pair.context, pair.good, pair.bad, name), split, place)
 
 
 def _pair(row: dict[str, Any]) -> tuple[Pair, str]:
@@ -115,7 +101,7 @@ SOURCE = Source(
     about=(
         "Learn to Summarize: human comparisons of two summaries of a Reddit post or a news article. Splits are the "
         "publisher's, by post; with split=paper the training pairs shuffled as arXiv 2112.00861 does, which is LEAKY: "
-        "the same posts and summaries are in train and test; with split=posts by post, drawn anew"
+        "the same posts and summaries are in train and test"
     ),
     licence=(
         "modified MIT (OpenAI) for the comparisons, CC BY 4.0 for the TL;DR posts; articles are CNN's and the Daily "
