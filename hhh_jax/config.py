@@ -94,6 +94,7 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
         "limit": 0,  # training pairs to use; 0 takes all
         "binarize": False,  # GOOD:/BAD: pairs (section 4.1)
         "flip": 0.0,  # share of the training pairs whose sides are exchanged, drawn with data.seed; 0.5 shuffles labels
+        "end_of_context": True,  # ends each side of a pair, and its score is read there; else at the last token
         "bad_rows": "error",  # or drop: count and go on
         "row_length": length,
         "max_tokens": length // 2,  # of one side of a pair, context and end-of-context included
@@ -229,8 +230,9 @@ def check(c: ml_collections.ConfigDict) -> None:
         )
     if not 0 <= c.data.flip <= 1:
         raise UserError(f"config key data.flip is {c.data.flip}; it is a share, from 0 to 1")
-    if c.objective.name == "preference" and not (c.objective.lam > 0 and c.objective.mu >= 0):
-        raise UserError("config keys objective.lam and objective.mu: lam must be above 0 and mu at least 0")
+    lam, mu = c.objective.lam, c.objective.mu
+    if c.objective.name == "preference" and not (min(lam, mu) >= 0 and max(lam, mu) > 0):
+        raise UserError("config keys objective.lam and objective.mu: both must be at least 0, and one above it")
     if c.batch.rows % c.optim.accumulate:
         raise UserError(
             f"config key optim.accumulate is {c.optim.accumulate}; it must divide batch.rows = {c.batch.rows}"

@@ -59,9 +59,10 @@ def full_row(this: Run, row: dict[str, Any]) -> dict[str, Any]:
         "study": c.labels.study, "run": this.workdir.name, "stage": stage, "ladder": c.ladder,
         "n_layer": c.model.n_layer, "N": model.count_params(this.step_config.model)["n"],
         "objective": c.objective.name, "init": c.labels.init, "intervention": c.labels.intervention,
-        "lambda": c.objective.lam if preference else "", "mu": c.objective.mu if preference else "", "eoc": "true",
-        "task": this.data.name, "split": c.eval.split, "pairs_total": this.data.n_train_pairs or "",
-        "curve": "separate", "pretrain_seed": this.pretrain_seeds[list(c.seeds).index(row["seed"])],
+        "lambda": c.objective.lam if preference else "", "mu": c.objective.mu if preference else "",
+        "eoc": str(c.data.end_of_context).lower(), "task": this.data.name, "split": c.eval.split,
+        "pairs_total": this.data.n_train_pairs or "", "curve": "separate",
+        "pretrain_seed": this.pretrain_seeds[list(c.seeds).index(row["seed"])],
         "config_sha": this.sha, "data_sha": this.data.sha, "code_version": code_version(),
     } | row  # fmt: skip
 

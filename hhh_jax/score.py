@@ -47,7 +47,8 @@ def score_file(
     scorer, _, _ = scoring.load_scorer(checkpoint, (seed,), selection)
     pairs, _, counts = files.read_pairs(path, bad_rows)
     d = c.data
-    tokenized = tokenize_pairs(pairs, tokenizer, d.max_tokens, d.row_length, counts, share_context=d.share_context)
+    form = {"share_context": d.share_context, "end_of_context": d.end_of_context}
+    tokenized = tokenize_pairs(pairs, tokenizer, d.max_tokens, d.row_length, counts, **form)
     if not tokenized:
         raise UserError(f"{path}: no pair is left to score: {json.dumps(counts.as_dict())}")
     ranker = held_out.pair_ranker(c.objective.name)

@@ -38,6 +38,7 @@ class Scorer(NamedTuple):
       mesh: where it runs.
       rows, length: of a batch, `rows` rounded up to what the mesh divides; `length` tokens are the model's context.
       pad_id: what fills rows.
+      end_of_context: whether rewards are read at that token, after an option; if not, at the option's last one.
     """
 
     model: ModelConfig
@@ -47,6 +48,7 @@ class Scorer(NamedTuple):
     rows: int
     length: int
     pad_id: int
+    end_of_context: bool = True
 
     def padded_rows(self) -> int:
         """`rows`, rounded up."""
@@ -92,7 +94,8 @@ def load_scorer(
         params = jax.tree.map(lambda x: x[np.array([there.index(seed) for seed in chosen])], params)
     length = context or c.data.row_length
     check_length(step_config.model, length)
-    scorer = Scorer(step_config.model, params, len(chosen), mesh, c.eval.rows, length, tokenizer.pad_id)
+    shape = c.eval.rows, length, tokenizer.pad_id, c.data.end_of_context
+    scorer = Scorer(step_config.model, params, len(chosen), mesh, *shape)
     return scorer, tokenizer, chosen
 
 
@@ -282,7 +285,8 @@ class ItemScores:
       n_tokens_N, n_bytes_N: of each option.
       logp_GxN: summed log-probability in nats of each option's tokens after the context, float64.
       unconditional: the same after each context of P(a), by name.
-      reward_GxN: the score head's value at an end-of-context token after the option; None if not asked.
+      reward_GxN: the score head's value at an end-of-context token after the option, or at the option's last token if
+        the scorer's model was trained so; None if not asked.
     """
 
     item: MultipleChoice
@@ -405,7 +409,8 @@ def score_options(
     for name, text in (unconditional or {}).items():
         context = delimiter if text is None else tokenizer.encode(text.rstrip(" "))
         after[name] = score([context] * len(scored), "logp", NO_PREFIX if text is None else prefix, nothing).logp_GxN
-    by_head = score(own, "reward", prefix, delimiter).reward_GxN if with_reward else None
+    end = delimiter if scorer.end_of_context else nothing
+    by_head = score(own, "reward", prefix, end).reward_GxN if with_reward else None
     for result, tokens in scored:
         span = slice(tokens.first, tokens.first + len(tokens.options))
         assert after_context.logp_GxN is not None

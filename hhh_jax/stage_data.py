@@ -132,7 +132,9 @@ def load_split(
 ) -> Split:
     """The pairs (or documents) of a task, file or folder in one split, cut to the config's limit for it."""
     d = c.data
-    form = None if documents else PairForm(d.max_tokens, d.row_length, d.binarize, d.share_context)
+    form = None if documents else PairForm(
+        d.max_tokens, d.row_length, d.binarize, d.share_context, d.end_of_context
+    )
     if token_store.is_large(name):
         source = _source(c, name, split, documents)
         store = token_store.on_disk(source, tokenizer, form)

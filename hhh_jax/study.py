@@ -103,7 +103,10 @@ def check_plan(planned: Sequence[Planned]) -> None:
 
 
 def check_unchanged(workdir: Path, planned: Sequence[Planned]) -> None:
-    """Raises UserError for a run of `workdir` that was made with other settings than the plan's."""
+    """Raises UserError for a run of `workdir` that was made with other settings than the plan's.
+
+    A field that its config.json lacks had its default there.
+    """
     from hhh_jax import config
     from hhh_jax.record import jsonable
 
@@ -112,6 +115,8 @@ def check_unchanged(workdir: Path, planned: Sequence[Planned]) -> None:
         if not path.exists():
             continue
         there, now = json.loads(path.read_text()), jsonable(config.fields(run.config) if run.config else _job(run))
+        if run.config:
+            there = jsonable(config.fields(config.base_config(run.config.stage, run.config.rung))) | there
         set_here = {"init.checkpoint"} | ({"optim.lr_multiple"} if run.choose else set())
         set_here |= {name for name, value in now.items() if _named(value)}
         for name in sorted((there.keys() | now.keys()) - set_here):

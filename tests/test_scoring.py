@@ -85,6 +85,15 @@ def test_all_scores_equal_each_text_alone(params, tokenizer, prompt):
         np.testing.assert_allclose(result.by("mi:empty"), result.logp_GxN - result.unconditional["empty"])
 
 
+def test_without_end_of_context_the_reward_is_of_the_last_token(params, tokenizer):
+    scorer = scorer_of(params)._replace(end_of_context=False)
+    (result,) = score_options(scorer, tokenizer, ITEMS[:1], with_reward=True)
+    for i, option in enumerate(ITEMS[0].options):
+        tokens = tokenizer.encode(ITEMS[0].context + option)
+        for g in range(2):
+            assert result.reward_GxN[g, i] == pytest.approx(reference.reward(MODEL, params[g], tokens), abs=2e-5)
+
+
 def test_a_prefix_is_part_of_every_context(params, tokenizer):
     """The same tokens, once as a prefix and once in front of each context."""
     rng = np.random.default_rng(0)

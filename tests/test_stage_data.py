@@ -2,11 +2,14 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
+import reference
 from prepared_folders import prepared
 from tiny_runs import tiny
 
-from hhh_jax import run, stage_data
+from hhh_jax import run, scoring, stage_data
 from hhh_jax.data.records import Document, Pair
 from hhh_jax.data.tokenizer import train_tokenizer
 from hhh_jax.errors import UserError
@@ -107,3 +110,24 @@ def test_what_is_flipped_follows_the_seed_of_the_data(folder, tokenizer):
         return {name for name in true if data[name] != true[name]}
 
     assert flipped(0) == flipped(0) != flipped(1)
+
+
+def test_a_model_without_end_of_context_reads_its_scores_at_the_last_token(folder, tmp_path):
+    """Those of the run's records equal those of each side's text alone, under the parameters that it saved."""
+    run.run(tiny("ranked", folder, data__end_of_context=False, epochs=1.0), tmp_path, quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert {row["eoc"] for row in rows} == {"false"}
+    items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    scorer, tokenizer, seeds = scoring.load_scorer(str(tmp_path))
+    assert not scorer.end_of_context
+    for pair in [*pairs("u", 3), pairs("t", 1)[0]]:
+        for g, seed in enumerate(seeds):
+            params = jax.tree.map(lambda x, g=g: np.asarray(x[g]), scorer.params)
+            for option, text in (("good", pair.good), ("bad", pair.bad)):
+                tokens = np.concatenate([tokenizer.encode(pair.context), tokenizer.encode(text)])
+                (item,) = (
+                    i for i in items
+                    if (i["item_id"], i["option"], i["seed"], i["selection"]) == (pair.id, option, seed, "best")
+                )  # fmt: skip
+                assert item["n_tokens"] == len(tokenizer.encode(text))
+                assert item["reward"] == pytest.approx(reference.reward(scorer.model, params, tokens), abs=1e-4)

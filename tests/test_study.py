@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from tiny_runs import tiny
 
-from hhh_jax import study
+from hhh_jax import config, study
 from hhh_jax.errors import UserError
+from hhh_jax.record import jsonable
 
 ROOT = Path(__file__).parents[1]
 
@@ -121,6 +122,16 @@ def test_a_finished_run_of_other_settings_is_refused(ranked, pairs, pretrained, 
     study.check_unchanged(tmp_path, [study.Planned("x", other, choose=("chosen_by_a_grid",))])
     with pytest.raises(UserError, match=r"config.json: this run was made with optim.lr_multiple = .*says 0.125"):
         study.check_unchanged(tmp_path, [study.Planned("x", other)])
+
+
+def test_a_run_from_before_a_field_was_there_had_its_default(tmp_path, pairs):
+    now = tiny("ranked", pairs)
+    there = {name: value for name, value in jsonable(config.fields(now)).items() if name != "data.flip"}
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    (tmp_path / "runs" / "x" / "config.json").write_text(json.dumps(there))
+    study.check_unchanged(tmp_path, [study.Planned("x", now)])
+    with pytest.raises(UserError, match=r"made with data.flip = 0.0, and the study says 0.5"):
+        study.check_unchanged(tmp_path, [study.Planned("x", tiny("ranked", pairs, data__flip=0.5))])
 
 
 def test_a_run_whose_process_dies_is_not_tried_again_in_the_same_start(tmp_path, monkeypatch):

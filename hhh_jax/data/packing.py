@@ -24,6 +24,7 @@ from hhh_jax.data.tokenizer import Tokenizer
 
 REASONS = (
     "response longer than max_tokens", "sides equal after tokenization", "both sides together longer than a row",
+    "response without a token to predict",
 )  # fmt: skip
 """Why a pair can't be used."""
 
@@ -41,7 +42,8 @@ class Batch:
       loss_mask: bool ``[R, T]``, the tokens whose target the language-modeling loss counts: whole documents, or the
         whole good sequence of pairs.
       response_mask: bool ``[R, T]``, the tokens whose target belongs to a response, good or bad.
-      score_positions: int32 ``[R, S, 2]``, the place in the row of the good and the bad side's end-of-context token.
+      score_positions: int32 ``[R, S, 2]``, the place in the row of the good and the bad side's last token, which is
+        end-of-context.
       pair_mask: bool ``[R, S]``, which slots hold a pair.
       teacher_ids, teacher_logps: int32 and float32 ``[R, T, k]``, the stored teacher of distillation.
       is_human: float32 ``[R, T]``, the labels of the per-token discriminator.
@@ -77,7 +79,8 @@ class Placement:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TokenizedPair:
-    """Token ids, int32 one-dimensional each; `good` and `bad` end with end-of-context, `context` may be empty."""
+    """Token ids, int32 one-dimensional each; `good` and `bad` end with end-of-context if the form of pairs has one (see
+    `tokenize_pairs`), `context` may be empty."""
 
     id: str
     group: str
@@ -100,6 +103,7 @@ def tokenize_pairs(
     *,
     binarize: bool = False,
     share_context: bool = True,
+    end_of_context: bool = True,
 ) -> list[TokenizedPair]:
     """Tokenizes context and response apart and truncates each side to `max_tokens`, end-of-context included.
 
@@ -110,11 +114,11 @@ def tokenize_pairs(
       row_length: tokens of a row, which has to hold both sides of a pair.
       binarize: build from each ``A > B`` the two pairs ``GOOD:A > BAD:A`` and ``BAD:B > GOOD:B`` (section 4.1), with
         the context inside the sides, so that the two sides differ at their first token.
+      end_of_context: whether each side ends with that token; if not, its score is read at its last one (figure 31).
     """
     result = []
-    for reason, made in tokenize_each(
-        pairs, tokenizer, max_tokens, row_length, binarize=binarize, share_context=share_context
-    ):
+    form = {"binarize": binarize, "share_context": share_context, "end_of_context": end_of_context}
+    for reason, made in tokenize_each(pairs, tokenizer, max_tokens, row_length, **form):
         if reason:
             counts.kept -= 1
             counts.dropped[reason] += 1
@@ -130,25 +134,28 @@ def tokenize_each(
     *,
     binarize: bool = False,
     share_context: bool = True,
+    end_of_context: bool = True,
 ) -> Iterator[tuple[str, list[TokenizedPair]]]:
     """What `tokenize_pairs` makes of each pair, or one of REASONS why it can't be used."""
     texts = [text for pair in pairs for text in (pair.context, pair.good, pair.bad)]
     ids = tokenizer.encode_batch(texts)
-    eoc = np.array([tokenizer.eoc_id], np.int32)
+    eoc = np.array([tokenizer.eoc_id] if end_of_context else [], np.int32)
     labels = [tokenizer.encode("GOOD:"), tokenizer.encode("BAD:")] if binarize else []
     room = max_tokens - max((len(label) for label in labels), default=0)
     for i, pair in enumerate(pairs):
         context, good, bad = ids[3 * i], np.append(ids[3 * i + 1], eoc), np.append(ids[3 * i + 2], eoc)
-        longest = max(len(good), len(bad))
+        shortest, longest = sorted((len(good), len(bad)))
         # Both sides keep the same context, also where it would fit with the shorter one only.
         context = context[max(0, len(context) - (room - longest)) :]
         n_bytes = (len(pair.good.encode()), len(pair.bad.encode()))
         whole = TokenizedPair(pair.id, pair.group, context, good, bad, n_bytes)
-        too_long, equal, together_too_long = REASONS
+        too_long, equal, together_too_long, nothing = REASONS
         if longest > room:
             yield too_long, []
         elif np.array_equal(good, bad):
             yield equal, []
+        elif shortest + bool(len(context) or binarize) < 2:
+            yield nothing, []
         elif not binarize and whole.n_tokens(share_context) > row_length:
             yield together_too_long, []
         elif not binarize:

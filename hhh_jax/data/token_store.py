@@ -52,6 +52,7 @@ class PairForm(NamedTuple):
     row_length: int
     binarize: bool = False
     share_context: bool = True
+    end_of_context: bool = True
 
 
 class Store(NamedTuple):

@@ -315,6 +315,27 @@ def test_binarized_pairs_differ_at_their_first_token(tokenizer):
     assert counts.as_dict() == {"read": 1, "kept": 1, "dropped": {}}
 
 
+def test_without_end_of_context_sides_are_as_written(tokenizer):
+    """One may begin the other; a response of which nothing would be predicted is dropped and counted."""
+    counts = Counts(3, 3)
+    texts = [("on", "the", "the cat"), ("", "the", "the cat"), ("", "the cat", "the hat")]
+    pairs = [make_text_pair(*text, name=str(i)) for i, text in enumerate(texts)]
+    kept = tokenize_pairs(pairs, tokenizer, 20, 60, counts, end_of_context=False)
+    assert [pair.id for pair in kept] == ["0", "2"]
+    assert counts.as_dict()["dropped"] == {"response without a token to predict": 1}
+    for pair, (context, good, bad) in zip(kept, (texts[0], texts[2]), strict=True):
+        for tokens, text in ((pair.context, context), (pair.good, good), (pair.bad, bad)):
+            assert tokens.tolist() == tokenizer.encode(text).tolist()
+    batch, _ = pack_pairs(kept, 60, 4, tokenizer.pad_id, sizes=[1])
+    assert tokenizer.eoc_id not in batch.tokens
+    for slot, pair in enumerate(kept):
+        ends = batch.tokens[0, batch.score_positions[0, slot]]
+        assert ends.tolist() == [pair.good[-1], pair.bad[-1]]
+    binary = tokenize_pairs(pairs, tokenizer, 20, 60, Counts(3, 3), binarize=True, end_of_context=False)
+    assert [tokenizer.decode(pair.good) for pair in binary[:2]] == ["GOOD:onthe", "BAD:onthe cat"]
+    assert len(binary) == 6
+
+
 def test_documents_end_with_the_delimiter(tokenizer):
     documents = [Document("a", "the cat", "a"), Document("b", "<|endofcontext|>", "b")]
     first, second = tokenize_documents(documents, tokenizer)
