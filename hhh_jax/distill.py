@@ -36,7 +36,6 @@ from hhh_jax.data.records import SPLITS, Document
 from hhh_jax.data.tokenizer import Tokenizer
 from hhh_jax.errors import UserError
 from hhh_jax.model import ModelConfig, Params, hidden_states_after, lm_logits
-from hhh_jax.record import jsonable, write_json_atomic
 from hhh_jax.sharding import make_mesh
 from hhh_jax.storage import open_path
 
@@ -120,7 +119,7 @@ def make(teacher_dir: Path, output: Path, asked: Asked) -> dict[str, Any]:
         "teacher_config_sha": read_extra(teacher_dir / "checkpoints")["config_sha"],
         "tokenizer_sha": tokenizer.sha,
     }  # fmt: skip
-    _claim(output, source)
+    labeled_rows.claim(output, source)
     if (output / "rows.json").exists():
         return labeled_rows.read_about(output)
     streams = {split: DocumentStream(_texts(asked, split, tokenizer), length, None) for split in SPLITS}
@@ -195,22 +194,6 @@ def _in_turn(kinds: Sequence[Sequence[np.ndarray]]) -> Iterator[np.ndarray]:
         taken[kind] += 1
         tokens[kind] += len(text)
         yield text
-
-
-def _claim(output: Path, source: dict[str, Any]) -> None:
-    """Writes making.json, or checks that the one there says the same."""
-    path = output / "making.json"
-    output.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        write_json_atomic(path, source)
-        return
-    there, here = json.loads(path.read_text(encoding="utf-8")), jsonable(source)
-    for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name):
-            raise UserError(
-                f"{path}: these rows were begun with {name} = {there.get(name)!r}, not {here.get(name)!r}; "
-                f"give another --output"
-            )
 
 
 def _read_prompt(teacher_dir: Path, c: Any, tokenizer: Tokenizer, seed: int, prefix: np.ndarray) -> Teacher:

@@ -16,7 +16,7 @@ from hhh_jax.errors import UserError
 
 LARGEST = 128
 LENGTHS = (16, 100)
-SIZES = {"train": 6000, "validation": 100, "test": 100}
+SIZES = {"train": 6000, "validation": 100, "test": 1000}
 NAME = "counting"
 
 

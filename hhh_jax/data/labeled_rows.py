@@ -25,7 +25,7 @@ from hhh_jax.atomic import new_path
 from hhh_jax.data.loader import pair_order, stack
 from hhh_jax.data.packing import Batch, empty_batch
 from hhh_jax.errors import UserError
-from hhh_jax.record import write_json_atomic, write_text_atomic
+from hhh_jax.record import jsonable, write_json_atomic, write_text_atomic
 
 FORMS = {"teacher": ("teacher_ids", "teacher_logps"), "discriminator": ("is_human",)}
 """Label arrays of each form of rows."""
@@ -110,6 +110,25 @@ class RowLoader:
         """The batch of update `step` (from 0) for every seed, ``[G, R, T]``."""
         first, n = step * self.rows, len(self.labeled)
         return stack([self.labeled.batch(pair_order(n, seed, first, self.rows), self.pad_id) for seed in seeds])
+
+
+def claim(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Writes making.json, what the rows are made from; or checks that the one there says the same.
+
+    Raises UserError if it doesn't.
+    """
+    path = folder / "making.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        write_json_atomic(path, dict(asked))
+        return
+    there, here = json.loads(path.read_text(encoding="utf-8")), jsonable(dict(asked))
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            raise UserError(
+                f"{path}: these rows were begun with {name} = {there.get(name)!r}, not {here.get(name)!r}; "
+                f"give another --output"
+            )
 
 
 def write_part(folder: Path, split: str, number: int, arrays: Mapping[str, np.ndarray]) -> None:
