@@ -25,7 +25,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hhh_jax import claims, figures, results
+from hhh_jax import claims, figures, ledger, results
 from hhh_jax.claims import rules
 from hhh_jax.claims.rules import Claim, Outcome
 from hhh_jax.stats import Estimate
@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Judged = list[tuple[Claim, Outcome]]
-VERDICT_STYLE = {
-    rules.SUPPORTED: ("yes", "✓"), rules.CONTRADICTED: ("no", "✗"), rules.POWER: ("open", "?"),
-    rules.FLOOR: ("floor", "▁"), rules.NOT_RUN: ("none", "–"),
+PRIMARY = ("ranked_minus_binary", "ranked_gain", "binary_equal")
+"""The claims that the headline tells in numbers."""
+
+VERDICT_CLASS = {
+    rules.SUPPORTED: "yes", rules.CONTRADICTED: "no", rules.POWER: "open", rules.FLOOR: "floor", rules.NOT_RUN: "none",
 }  # fmt: skip
 
 
@@ -50,29 +52,29 @@ def write_report(study_dir: str | os.PathLike) -> Path:
     folder = Path(study_dir)
     study = Study(results.read_table(folder / "results.csv"), folder / "runs")
     results.write_table(summarize(study), folder / "summary.csv")
-    judged = claims.evaluate(study)
-    outcomes = {claim.key: outcome_record(outcome) for claim, outcome in judged}
-    _write(folder / "claims.json", json.dumps(outcomes, indent=1) + "\n")
-    table = results.read_with_summary(folder / "results.csv")
-    drawn = figures.draw_all(table, folder / "figures")
     path = folder / "study.json"
     facts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    judged = claims.concerning(study, claims.evaluate(study))
+    record = ledger.record(study_name(facts, study.table), study, judged)
+    _write(folder / "claims.json", json.dumps(record, indent=1) + "\n")
+    table = results.read_with_summary(folder / "results.csv")
+    drawn = figures.draw_all(table, folder / "figures")
     _write(folder / "report.html", render(facts, study, table, judged, drawn))
     return folder / "report.html"
 
 
-def outcome_record(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as plain JSON: verdict, value, lo, hi, n_items, n_seeds, n_groups, at, note."""
-    estimate = outcome.estimate._asdict() if outcome.estimate else {}
-    return {"verdict": outcome.verdict, **estimate, "at": outcome.at, "note": outcome.note}
+def study_name(facts: dict[str, Any], table: "pd.DataFrame") -> str:
+    """The study's name, by study.json or else by its table."""
+    return str(facts.get("name") or (table["study"].iloc[0] if len(table) else "") or "study")
 
 
 def render(
     facts: dict[str, Any], study: Study, table: "pd.DataFrame", judged: Judged, drawn: figures.Drawn
 ) -> str:
-    """The report as one HTML page."""
+    """The report as one HTML page; `judged` are the claims that concern the study."""
     css = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    name = str(facts.get("name") or (table["study"].iloc[0] if len(table) else "") or "study")
+    name = study_name(facts, table)
+    others = len(claims.CLAIMS) - len(judged)
     body = [
         f"<h1>Scaling study: {escape(name)}</h1>",
         f'<p class="lede">{escape(headline(judged))}</p>',
@@ -85,7 +87,9 @@ def render(
         "before the runs. Tested were "
         f"{sum(o.verdict != rules.NOT_RUN for _, o in judged)} of {len(judged)} claims, each at the 95% "
         "level and without a correction for their number: where nothing is to be found, one test in twenty "
-        "finds something.</p>",
+        "finds something."
+        + (f" {others} other claims of the paper are not about what this study ran." if others else "")
+        + "</p>",
         _claims_table(judged),
         "<h2>Figures</h2>",
         _figures(drawn),
@@ -107,10 +111,12 @@ def render(
 
 
 def headline(judged: Judged) -> str:
-    """Two sentences: the primary comparison, and how all claims came out."""
+    """The primary comparison, where the study is about it, and how all claims came out: a sentence each."""
     outcome = {claim.key: result for claim, result in judged}
-    primary, ranked, binary = (outcome[k] for k in ("ranked_minus_binary", "ranked_gain", "binary_equal"))
-    if primary.estimate and ranked.estimate and binary.estimate:
+    comparison = [outcome[key] for key in PRIMARY if key in outcome]
+    estimates = [result.estimate for result in comparison if result.estimate]
+    if len(estimates) == len(PRIMARY):
+        primary, (difference, ranked, binary) = comparison[0], estimates
         meaning = {
             rules.SUPPORTED: "as the paper found",
             rules.CONTRADICTED: "the opposite of what the paper found",
@@ -118,12 +124,12 @@ def headline(judged: Judged) -> str:
             rules.FLOOR: "undecided, at the floor. " + primary.note.rstrip("."),
         }[primary.verdict]
         first = (
-            f"At {primary.at}, preference modeling gained {_signed(ranked.estimate)} in accuracy over "
-            f"imitation on ranked tasks and {_signed(binary.estimate)} on binary ones, a difference of "
-            f"{_signed(primary.estimate)}: {meaning}."
+            f"At {primary.at}, preference modeling gained {_signed(ranked)} in accuracy over "
+            f"imitation on ranked tasks and {_signed(binary)} on binary ones, a difference of "
+            f"{_signed(difference)}: {meaning}. "
         )
     else:
-        first = "The comparison of preference modeling with imitation was not completed."
+        first = "The comparison of preference modeling with imitation was not completed. " if comparison else ""
     counts = Counter(result.verdict for _, result in judged)
     tested = len(judged) - counts[rules.NOT_RUN]
     second = (
@@ -132,7 +138,7 @@ def headline(judged: Judged) -> str:
         f"{counts[rules.FLOOR]} undecided because no model was above the floor"
         + (f"; {counts[rules.NOT_RUN]} more could not be tested." if tested < len(judged) else ".")
     )
-    return f"{first} {second}"
+    return first + second
 
 
 def _tally(judged: Judged) -> str:
@@ -305,7 +311,7 @@ def _pmp_itself(table: "pd.DataFrame") -> str:
 
 def _limits(facts: dict[str, Any], study: Study, table: "pd.DataFrame") -> str:
     sizes = table["N"].dropna()
-    seeds = study.rows(stage="finetune")["seed"].nunique()
+    seeds = study.table["seed"].nunique()
     limits = []
     if len(sizes):
         limits.append(
@@ -318,11 +324,17 @@ def _limits(facts: dict[str, Any], study: Study, table: "pd.DataFrame") -> str:
         "more often.",
         "Intervals are over seeds and groups of test items, not over tasks: a mean over two tasks speaks "
         "of these two tasks.",
-        "The tasks are made from what every machine has at hand. They are not the paper’s, and small "
-        "models may solve them by means that large models would not need.",
-        "Preference modeling sees both sides of every pair, imitation the good one only: the same pairs and "
-        "updates are about twice the tokens and FLOPs.",
     ]
+    if not facts.get("config", {}).get("data"):
+        limits.append(
+            "The tasks are made from what every machine has at hand. They are not the paper’s, and small "
+            "models may solve them by means that large models would not need."
+        )
+    if len(study.rows(objective="preference")) and len(study.rows(objective="imitation")):
+        limits.append(
+            "Preference modeling sees both sides of every pair, imitation the good one only: the same pairs and "
+            "updates are about twice the tokens and FLOPs."
+        )
     limits += [f"Failed and left out: {run} ({message})." for run, message in facts.get("broken", {}).items()]
     return "<ul>" + "".join(f"<li>{escape(limit)}</li>" for limit in limits) + "</ul>"
 
@@ -334,8 +346,7 @@ def _provenance(table: "pd.DataFrame") -> str:
 
 
 def _badge(verdict: str) -> str:
-    kind, sign = VERDICT_STYLE[verdict]
-    return f'<span class="badge {kind}">{sign} {escape(verdict)}</span>'
+    return f'<span class="badge {VERDICT_CLASS[verdict]}">{ledger.SIGNS[verdict]} {escape(verdict)}</span>'
 
 
 def _strip(estimate: Estimate, width: int = 132, height: int = 16) -> str:

@@ -24,7 +24,7 @@ def study():
 
 @pytest.fixture(scope="module")
 def outcomes(study):
-    return {claim.key: outcome for claim, outcome in claims.evaluate(study)}
+    return {claim.key: outcome for claim, outcome in claims.concerning(study, claims.evaluate(study))}
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ import re
 import shutil
 
 import pytest
-from simulated_study import simulate
+from simulated_study import SIZES, simulate
 
 from hhh_jax import claims, figures, report, results
-from hhh_jax.claims import rules
+from hhh_jax.claims import objectives, pmp, rules
 from hhh_jax.errors import UserError
 from hhh_jax.stats import Estimate
 from hhh_jax.summary import Study
@@ -31,8 +31,10 @@ def test_the_page_needs_no_other_file(folder):
 
 def test_the_page_says_what_was_measured(folder):
     page = (folder / "report.html").read_text()
-    outcomes = json.loads((folder / "claims.json").read_text())
-    assert len(outcomes) == len(claims.CLAIMS)
+    record = json.loads((folder / "claims.json").read_text())
+    outcomes = record["claims"]
+    assert {claim.key for claim in (*objectives.CLAIMS, *pmp.CLAIMS)} == outcomes.keys()
+    assert record["sizes"] == list(SIZES) and record["seeds"] == 3
     for outcome in outcomes.values():
         value = f"{outcome['value']:+.3f} [{outcome['lo']:+.3f}, {outcome['hi']:+.3f}]".replace("-", "−")
         assert value in page and outcome["verdict"] in page
@@ -45,7 +47,7 @@ def test_the_page_says_what_was_measured(folder):
     assert [measured[key] for key in ("value", "lo", "hi")] == pytest.approx(
         [row["value"], row["lo"], row["hi"]]
     )
-    assert f"Of {len(claims.CLAIMS)} claims tested" in page
+    assert f"Of {len(outcomes)} claims tested" in page
     for text in (
         "786,432",
         "tokens per parameter",
@@ -86,9 +88,20 @@ def test_a_partial_study_without_facts(folder, tmp_path):
     results.write_table(table[table["objective"] == "lm"].to_dict("records"), tmp_path / "results.csv")
     (tmp_path / "runs").symlink_to(folder / "runs")
     page = report.write_report(tmp_path).read_text()
-    assert (
-        "was not completed" in page and page.count("Not drawn") == 7 and "10 more could not be tested" in page
-    )
+    assert "Of 1 claim tested" in page and page.count("Not drawn") == 7
+    assert f"{len(claims.CLAIMS) - 1} other claims of the paper are not about what this study ran" in page
+
+
+def test_a_claim_that_the_study_is_about_says_why_it_was_not_tested(folder, tmp_path):
+    """Two sizes are too few for claims about scaling: the one on imitation is told, as the study has such rows."""
+    table = results.read_table(folder / "results.csv")
+    few = table[table["N"].isna() | table["N"].isin(SIZES[:2])]
+    results.write_table(few.to_dict("records"), tmp_path / "results.csv")
+    (tmp_path / "runs").symlink_to(folder / "runs")
+    page = report.write_report(tmp_path).read_text()
+    outcome = json.loads((tmp_path / "claims.json").read_text())["claims"]["ranked_scaling"]
+    assert outcome["verdict"] == rules.NOT_RUN and outcome["note"] == "needs 4 model sizes; there are 2"
+    assert outcome["note"] in page and "more could not be tested" in page
 
 
 def test_a_study_that_did_not_start_is_told(tmp_path):

@@ -9,8 +9,10 @@ model size at hand, those of PMP and symbols at the number of pairs nearest to S
 seeds and items, paired (`hhh_jax.stats`).
 """
 
+from collections.abc import Sequence
+
 from hhh_jax.claims import objectives, pmp
-from hhh_jax.claims.rules import Claim, Outcome
+from hhh_jax.claims.rules import NOT_RUN, Claim, Outcome
 from hhh_jax.summary import Study
 
 CLAIMS = (*objectives.CLAIMS, *pmp.CLAIMS)
@@ -19,3 +21,12 @@ CLAIMS = (*objectives.CLAIMS, *pmp.CLAIMS)
 def evaluate(study: Study) -> list[tuple[Claim, Outcome]]:
     """Every claim with its outcome, in the order of CLAIMS. Raises UserError if item records are missing."""
     return [(claim, claim.judge(study)) for claim in CLAIMS]
+
+
+def concerning(study: Study, judged: Sequence[tuple[Claim, Outcome]]) -> list[tuple[Claim, Outcome]]:
+    """Those that the study tested, or has rows for that a claim `needs`."""
+    return [
+        (claim, outcome)
+        for claim, outcome in judged
+        if outcome.verdict != NOT_RUN or (claim.needs and len(study.rows(**claim.needs)))
+    ]

@@ -33,6 +33,9 @@ from hhh_jax.summary import (
     task_name,
 )
 
+IMITATION = {"stage": "finetune", "objective": "imitation"}
+"""Rows of a study that is about objectives."""
+
 MISFIT = 0.02  # relative error of the loss: "a power law"
 
 
@@ -180,6 +183,7 @@ CLAIMS = (
         "mean accuracy gain of preference modeling over imitation, ranked tasks minus binary tasks",
         "supported if the interval is above 0; contradicted if below",
         _ranked_minus_binary,
+        IMITATION,
     ),
     Claim(
         "ranked_gain",
@@ -188,6 +192,7 @@ CLAIMS = (
         "mean accuracy gain of preference modeling over imitation on the ranked tasks",
         "supported if the interval is above 0; contradicted if below",
         _gain_of("ranked", direction),
+        IMITATION,
     ),
     Claim(
         "binary_equal",
@@ -196,6 +201,7 @@ CLAIMS = (
         "mean accuracy gain of preference modeling over imitation on the binary tasks",
         f"supported if the interval is within ±{MARGIN}; contradicted if wholly outside",
         _gain_of("binary", equality),
+        IMITATION,
     ),
     Claim(
         "ranked_scaling",
@@ -205,6 +211,7 @@ CLAIMS = (
         f"supported if the interval is above -m, contradicted if below; m = {MARGIN} over the range of sizes "
         f"({MIN_SIZES} sizes or more)",
         _ranked_scaling,
+        IMITATION,
     ),
     Claim(
         "task_or_format",
@@ -214,6 +221,7 @@ CLAIMS = (
         "gain of preference modeling over imitation on ranked pairs minus that on the same pairs as labels",
         f"supported if the interval is within ±{MARGIN}; contradicted if wholly outside",
         _task_or_format,
+        IMITATION,
     ),
     Claim(
         "loss_power_law",

@@ -136,6 +136,7 @@ CLAIMS = (
         f"mean accuracy of finetuning from binary PMP minus without PMP, {NEAR}",
         "supported if the interval is above 0; contradicted if below",
         _pmp_gain("lm"),
+        {"stage": "pmp"},
     ),
     Claim(
         "binary_pmp",
@@ -144,6 +145,7 @@ CLAIMS = (
         f"mean accuracy of finetuning from binary PMP minus from ranked PMP, {NEAR}",
         "supported if the interval is above 0; contradicted if below",
         _pmp_gain("ranked"),
+        {"stage": "pmp"},
     ),
     Claim(
         "symbols_weak",
@@ -153,6 +155,7 @@ CLAIMS = (
         f"accuracy on T0 from T1 minus without PMP, {NEAR}",
         "supported if the interval is above 0; contradicted if below",
         _symbols(_weak_helps, ("T1", "lm")),
+        {"task": SYMBOLS},
     ),
     Claim(
         "symbols_order",
@@ -161,6 +164,7 @@ CLAIMS = (
         f"drop in accuracy on T0 per level of scrambling (slope over T1 to T4), {NEAR}",
         "supported if the interval is above 0; contradicted if below",
         _symbols(_order, ("T1", "T2", "T3", "T4")),
+        {"task": SYMBOLS},
     ),
     Claim(
         "symbols_binary",
@@ -170,5 +174,6 @@ CLAIMS = (
         f"T2 minus Tb and Tb minus T3 in accuracy on T0, the one whose interval begins lower, {NEAR}",
         "supported if both intervals are above 0; contradicted if one is below",
         _symbols(_binary_between, ("T2", "T3", "Tb"), all_must_hold=True),
+        {"task": SYMBOLS},
     ),
 )

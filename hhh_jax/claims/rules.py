@@ -1,6 +1,6 @@
 """How a claim is judged: its statement, its rule, written before the runs, and what a study says about it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -31,7 +31,11 @@ class Outcome:
 
 
 class Claim(NamedTuple):
-    """`statement` is the paper's (in our words) and `where` its place; `statistic` and `rule` are ours."""
+    """`statement` is the paper's (in our words) and `where` its place; `statistic` and `rule` are ours.
+
+    `needs` names rows by their columns: a study that has one of them is about the claim, and its report says why where
+    the claim could not be tested. Without `needs`, a report is silent about a claim that was not run.
+    """
 
     key: str
     statement: str
@@ -39,6 +43,7 @@ class Claim(NamedTuple):
     statistic: str
     rule: str
     judge: Callable[[Study], Outcome]
+    needs: Mapping[str, str] | None = None
 
 
 def direction(estimate: Estimate, margin: float = 0.0) -> str:
