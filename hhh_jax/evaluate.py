@@ -38,11 +38,13 @@ class PairScores(NamedTuple):
       logp_sum_GxPx2: summed log-probability in nats of the response tokens, end-of-context included; None if not asked.
       n_tokens_Px2: number of these tokens.
       reward_GxPx2: rewards; None if the model has no score head.
+      groups: the group of each pair; empty if they do not matter.
     """
 
     logp_sum_GxPx2: np.ndarray | None
     n_tokens_Px2: np.ndarray
     reward_GxPx2: np.ndarray | None
+    groups: tuple[str, ...] = ()
 
     def by(self, ranker: str) -> np.ndarray:
         """The scores to rank by, ``[G, P, 2]``: ``reward``, or ``mean_logp``, the mean over response tokens."""
@@ -72,7 +74,8 @@ def score_pairs(scorer: Scorer, pairs: Sequence[TokenizedPair], want: tuple[str,
     for what, scores_GxPx2 in (("log-probability", logp_GxPx2), ("reward", reward_GxPx2)):
         if scores_GxPx2 is not None:
             check_finite(what, scores_GxPx2, [pair.id for pair in pairs])
-    return PairScores(logp_GxPx2, scores.n_tokens_N.reshape(-1, 2), reward_GxPx2)
+    groups = tuple(pair.group for pair in pairs)
+    return PairScores(logp_GxPx2, scores.n_tokens_N.reshape(-1, 2), reward_GxPx2, groups)
 
 
 def score_rows(scorer: Scorer, labeled: LabeledRows, objective: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -150,8 +153,23 @@ def pair_items(
     return records
 
 
+def by_group(right_P: np.ndarray, groups: Sequence[str]) -> np.ndarray | None:
+    """1 for each group whose pairs are all right, else 0 (ties count their share), in the order of their names.
+
+    None unless all groups are of one size above one, as in the test sets of ETHICS that are scored by group: groups
+    elsewhere only keep together what is alike.
+    """
+    names, group_P, sizes = np.unique(np.array(groups, dtype=str), return_inverse=True, return_counts=True)
+    if len(set(sizes)) != 1 or sizes[0] == 1 or len(names) == 1:
+        return None
+    return right_P[np.argsort(group_P, kind="stable")].reshape(len(names), -1).prod(axis=1)
+
+
 def pair_rows(scores: PairScores, seeds: Sequence[int], selection: str, rankers: Sequence[str]) -> list[dict[str, Any]]:
-    """Accuracy (with its Wilson interval over items) and, of rewards, PM loss: one row a seed, ranker and metric."""
+    """Accuracy (with its Wilson interval over items) and, of rewards, PM loss: one row a seed, ranker and metric.
+
+    Where items are scored by group (`by_group`), there is a row of ``group_accuracy`` too.
+    """
     suffix = "_final" if selection == "final" else ""
     rows = []
     for ranker in rankers:
@@ -164,6 +182,11 @@ def pair_rows(scores: PairScores, seeds: Sequence[int], selection: str, rankers:
             rows.append(base | {"metric": f"accuracy{suffix}", "value": correct / n, "lo": lo, "hi": hi})
             if ranker == "reward":
                 rows.append(base | {"metric": f"pm_loss{suffix}", "value": float(pm_loss(margins_P).mean())})
+            whole = by_group(right(margins_P), scores.groups)
+            if whole is not None:
+                lo, hi = stats.wilson(float(whole.sum()), len(whole))
+                extent = {"value": float(whole.mean()), "lo": lo, "hi": hi, "n_items": len(whole)}
+                rows.append(base | {"metric": f"group_accuracy{suffix}", **extent})
     return rows
 
 

@@ -5,7 +5,9 @@ same columns with stage=summary and an empty seed:
 
     what                        objective                 init         task                  metric
     mean over seeds             as measured               as measured  as measured           as measured
-    mean over the four tasks    preference                as measured  mean:all              accuracy
+    mean over the four tasks    preference                as measured  mean:all              accuracy, pm_loss
+    PMP itself on held-out      pmp                       as measured  as measured           accuracy, pm_loss
+      pairs, mean over seeds
     PM minus imitation          preference-imitation      lm           each, mean:ranked,    accuracy_gain
                                                                        mean:binary,
                                                                        accuracy_final_gain ranked-binary
@@ -13,6 +15,7 @@ same columns with stage=summary and an empty seed:
       baseline (`ranker`)       imitation-trivial
     with PMP minus without      pmp-no_pmp                the PMP      each, mean:all        accuracy_gain
     binary minus ranked PMP     binary_pmp-ranked_pmp     pmp:SOURCE   each, mean:all        accuracy_gain
+      (intervention: ranked PMP's, as equal_updates)
     the fit of loss against N   lm                                     the corpus            FIT_METRICS
 """
 
@@ -37,6 +40,13 @@ TASK_NAMES = {
     "docstring_match": "Docstring match",
     "word_order_label": "Word order as labels",
     "symbols:T0": "Symbols",
+    "summarize": "Learn to Summarize",
+    "hellaswag": "HellaSwag",
+    "ethics_utilitarianism": "Utilitarianism",
+    "ethics_commonsense": "Commonsense morality",
+    "ethics_deontology": "Deontology",
+    "ethics_justice": "Justice",
+    "ethics_virtue": "Virtue",
 }
 TRIVIAL = ("chance", "majority", "shorter", "longer", "bag_of_words")
 DROPPED = 0.05  # the largest share of a task's training pairs that may be too long to be used
@@ -59,8 +69,9 @@ def _arm_key(arm: Mapping[str, Any]) -> tuple:
 
 
 def task_name(task: str) -> str:
-    """A task's name for readers; a user's file goes by its own."""
-    return TASK_NAMES.get(task, Path(task).stem if "/" in task else task)
+    """A task's name for readers; a file or folder goes by its own."""
+    own = Path(task).stem if "/" in task else task
+    return TASK_NAMES.get(own, own)
 
 
 def size_name(n: float) -> str:
@@ -146,9 +157,10 @@ class Study:
         intervention: str = "",
         metric: str = "accuracy",
         ranker: str | None = None,
+        stage: str = "finetune",
     ) -> Items | None:
-        """Right or wrong on the test items, the seeds of all its runs together; None if the table has no such
-        arm.
+        """Right or wrong on the test items (or their PM loss, by `metric`), the seeds of all its runs together; None if
+        the table has no such arm.
 
         `pairs` is by default the task's main number; an arm that lacks at most DROPPED of so many has them
         too, because tasks drop pairs that are too long. Raises UserError if item records are missing or if a
@@ -156,7 +168,7 @@ class Study:
         `intervention`.
         """
         arm: dict[str, Any] = {
-            "stage": "finetune", "task": task, "objective": objective, "init": init, "N": n,
+            "stage": stage, "task": task, "objective": objective, "init": init, "N": n,
             "pairs_total": self.main_pairs(task) if pairs is None else pairs, "intervention": intervention,
             "metric": metric, "ranker": ranker or RANKER[objective],
         }  # fmt: skip
@@ -169,7 +181,9 @@ class Study:
             runs = sorted(self._runs.get(key, ()))
             selection = results.SELECTION[metric]
             parts = [
-                results.read_items(self.runs_dir / run, task, "test", selection, str(arm["ranker"]))
+                results.read_items(
+                    self.runs_dir / run, task, "test", selection, str(arm["ranker"]), metric.startswith("pm_loss")
+                )
                 for run in runs
             ]
             what = ", ".join(f"{column}={value}" for column, value in arm.items())
@@ -287,13 +301,14 @@ _Row = tuple[dict[str, Any], stats.Estimate | None]
 
 
 def _means(study: Study) -> Iterator[_Row]:
-    columns = [column for column in _ARM if column != "stage"]
-    rows = study.table[study.table["objective"].isin(RANKER) & (study.table["stage"] != "pmp")]
-    rows = rows[rows["metric"].isin(["accuracy", "accuracy_final"])][columns].drop_duplicates().astype(object)
+    rows = study.table[study.table["objective"].isin(RANKER)]
+    rows = rows[rows["metric"].isin(["accuracy", "accuracy_final", "pm_loss"])][[*_ARM]].drop_duplicates().astype(object)
     for values in rows.where(rows.notna(), None).itertuples(index=False):
-        row = dict(zip(columns, values, strict=True))
+        row = dict(zip(_ARM, values, strict=True))
+        stage = row.pop("stage")
         arm = (row["task"], row["objective"], row["N"], row["init"], row["pairs_total"])
-        yield row, mean([study.items(*arm, row["intervention"], row["metric"])])
+        items = study.items(*arm, row["intervention"], row["metric"], stage="pmp" if stage == "pmp" else "finetune")
+        yield row | ({"objective": "pmp"} if stage == "pmp" else {}), mean([items])
 
 
 def _gains(study: Study) -> Iterator[_Row]:
@@ -338,24 +353,30 @@ def contrast(plus: Sequence[Any], minus: Sequence[Any]) -> list[float]:
 def _pmp(study: Study) -> Iterator[_Row]:
     tasks = study.tasks()
     for n, pairs in pmp_points(study):
-        arm = {"N": n, "pairs_total": pairs}
-        inits = sorted(study.rows(stage="finetune", N=n, task=tasks[0], intervention="")["init"].unique())
-        found = {init: [study.items(t, "preference", n, init, pairs) for t in tasks] for init in inits}
-        for init in inits:
-            row = arm | {"objective": "preference", "init": init, "task": "mean:all", "metric": "accuracy"}
-            yield row, mean(found[init])
-        for init in inits:
-            if source := pmp_source(init):
-                comparisons = [(PMP_GAIN, init, init, "lm")]
-                ranked = f"pmp:{source}:ranked"
-                if init == f"pmp:{source}:binary" and ranked in inits:
-                    comparisons.append((BINARY_GAIN, f"pmp:{source}", init, ranked))
-                for objective, name, a, b in comparisons:
-                    gains = [difference(x, y) for x, y in zip(found[a], found.get(b, []), strict=False)]
-                    row = arm | {"objective": objective, "init": name, "metric": "accuracy_gain"}
-                    for task, gain in zip(tasks, gains, strict=False):
-                        yield row | {"task": task}, mean([gain])
-                    yield row | {"task": "mean:all"}, mean(gains)
+        rows = study.rows(stage="finetune", objective="preference", N=n, task=tasks[0])
+        arms = sorted(set(rows[["init", "intervention"]].itertuples(index=False, name=None)))
+        found = {(init, how): [study.items(t, "preference", n, init, pairs, how) for t in tasks] for init, how in arms}
+        for init, how in arms:
+            row = {"N": n, "pairs_total": pairs, "objective": "preference", "init": init, "intervention": how}
+            yield row | {"task": "mean:all", "metric": "accuracy"}, mean(found[init, how])
+            losses = [study.items(t, "preference", n, init, pairs, how, "pm_loss") for t in tasks]
+            yield row | {"task": "mean:all", "metric": "pm_loss"}, mean(losses)
+            source, base = pmp_source(init), ("lm", how if ("lm", how) in found else "")
+            if source and base in found:
+                yield from _differences(tasks, row | {"objective": PMP_GAIN}, found[init, how], found[base])
+            binary = f"pmp:{source}:binary", ""
+            if source and init == f"pmp:{source}:ranked" and binary in found:
+                row |= {"objective": BINARY_GAIN, "init": f"pmp:{source}"}
+                yield from _differences(tasks, row, found[binary], found[init, how])
+
+
+def _differences(
+    tasks: Sequence[str], row: dict[str, Any], a: Sequence[Items | None], b: Sequence[Items | None]
+) -> Iterator[_Row]:
+    """Of each task, and their mean."""
+    gains = [difference(x, y) for x, y in zip(a, b, strict=True)]
+    for task, gain in zip((*tasks, "mean:all"), (*([gain] for gain in gains), gains), strict=True):
+        yield row | {"metric": "accuracy_gain", "task": task}, mean(gain)
 
 
 def pmp_points(study: Study) -> list[tuple[int, int]]:

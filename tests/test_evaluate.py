@@ -141,3 +141,15 @@ def test_rows_and_items_of_known_scores():
     }  # fmt: skip
     only_logp = evaluate.PairScores(logp_GxPx2, n_tokens, None)
     assert {item["reward"] for item in evaluate.pair_items(only_logp, pairs, SEEDS)} == {None}
+
+
+def test_a_group_is_right_if_all_its_pairs_are():
+    """Pairs of three groups, mixed; one of the groups is wholly right, one has a tie, one a wrong pair."""
+    groups = ("b", "a", "c", "a", "b", "c")
+    margins = np.array([[1.0, 2.0, -1.0, 3.0, 0.0, 1.0]])
+    scores = evaluate.PairScores(None, np.ones((6, 2)), np.stack([margins, 0 * margins], -1), groups)
+    rows = {row["metric"]: row for row in evaluate.pair_rows(scores, (0,), "best", ("reward",))}
+    assert rows["group_accuracy"]["value"] == 1.5 / 3 and rows["group_accuracy"]["n_items"] == 3
+    assert rows["accuracy"]["value"] == 4.5 / 6
+    for groups in (("a", "b", "c", "d", "e", "f"), ("a",) * 6, ("a", "a", "b", "b", "b", "c"), ()):
+        assert evaluate.by_group(np.ones(6), groups) is None

@@ -24,10 +24,19 @@ PAIR_NAMES = (*tasks.TASKS, "edits", *(f"symbols:{variant}" for variant in symbo
 DOCUMENT_NAMES = ("stdlib", "symbols", counting.NAME, "prompt")
 
 
+BINARY_FOLDERS = ("ethics_commonsense", "ethics_deontology", "ethics_justice", "ethics_virtue")
+"""Folders of binary tasks, by their own names wherever they are."""
+
+
 def kind(name: str) -> str:
-    """`"ranked"` or `"binary"`; pairs in a file count as ranked. Raises UserError for an unknown name."""
+    """`"ranked"` or `"binary"`; pairs in a file count as ranked, and in a folder unless it is one of BINARY_FOLDERS.
+
+    Raises UserError for an unknown name.
+    """
     _check_name(name, PAIR_NAMES)
-    return "binary" if name == "symbols:Tb" else tasks.KINDS.get(name, "ranked")
+    if name == "symbols:Tb" or ("/" in name and name.rpartition("/")[2] in BINARY_FOLDERS):
+        return "binary"
+    return tasks.KINDS.get(name, "ranked")
 
 
 def load_pairs(

@@ -32,6 +32,8 @@ def test_kinds():
     ]
     assert set(kinds.values()) == {"ranked", "binary"}
     assert datasets.kind("my/pairs.jsonl") == "ranked"
+    assert datasets.kind("data/ethics_justice") == "binary"
+    assert datasets.kind("data/ethics_utilitarianism") == "ranked"
 
 
 def test_documents_of_the_library():
