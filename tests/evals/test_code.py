@@ -26,12 +26,7 @@ DECODE = record(
 BROKEN = record("code/broken", DOUBLE.text, "def check(candidate):\n    assert wanted() == candidate(2)\n", "double")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _isolation():
-    try:
-        sandbox.require_isolation()
-    except UserError as error:
-        pytest.skip(str(error))
+pytestmark = pytest.mark.usefixtures("isolation")
 
 
 @pytest.mark.parametrize(
