@@ -269,3 +269,29 @@ def _counts(n: int, n_boot: int, seed: int, index: int) -> np.ndarray:
     """How often each of n units is drawn, float32 [B, n]; a stream of its own for every index."""
     rng = np.random.default_rng([seed, index])
     return rng.multinomial(n, np.full(n, 1 / n), size=n_boot).astype(np.float32)
+
+
+def reliability(
+    confidence_I: np.ndarray, right_I: np.ndarray, n_bins: int = 10, lowest: float = 0.5
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean confidence, accuracy and number of items [K] of the bins that have items, by ascending confidence.
+
+    The bins cut [lowest, 1] into `n_bins` of one width; a pair's confidence, the larger of P(a > b) and P(b > a),
+    is never below 0.5.
+    """
+    bin_I = np.clip(((confidence_I - lowest) / (1 - lowest) * n_bins).astype(int), 0, n_bins - 1)
+    n_K = np.bincount(bin_I, minlength=n_bins)
+    used = n_K > 0
+    mean_K, accuracy_K = (np.bincount(bin_I, x, n_bins)[used] / n_K[used] for x in (confidence_I, right_I))
+    return mean_K, accuracy_K, n_K[used]
+
+
+def calibration_error(
+    confidence_I: np.ndarray, right_I: np.ndarray, n_bins: int = 10, lowest: float = 0.5
+) -> float:
+    """Expected calibration error: the mean over items of |accuracy - confidence| of their bin (`reliability`).
+
+    Never negative, so that few items make it too large even where all is calibrated.
+    """
+    mean_K, accuracy_K, n_K = reliability(confidence_I, right_I, n_bins, lowest)
+    return float(np.abs(accuracy_K - mean_K) @ n_K / n_K.sum())

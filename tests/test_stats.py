@@ -210,3 +210,20 @@ def test_offset_fit_is_scipys():
 def test_power_law_needs_three_sizes():
     with pytest.raises(ValueError, match="three model sizes"):
         stats.power_law(_losses([5.0, 4.0]), SIZES[:2])
+
+
+def test_calibration_error_by_hand():
+    confidence, right = np.array([0.52, 0.54, 0.97, 0.99, 0.99]), np.array([1.0, 0.0, 1.0, 1.0, 0.0])
+    mean, accuracy, n = stats.reliability(confidence, right)
+    np.testing.assert_allclose(mean, [0.53, 2.95 / 3])
+    np.testing.assert_allclose(accuracy, [0.5, 2 / 3])
+    np.testing.assert_array_equal(n, [2, 3])
+    assert stats.calibration_error(confidence, right) == pytest.approx((2 * 0.03 + 3 * (2.95 / 3 - 2 / 3)) / 5)
+
+
+def test_calibration_error_tells_calibrated_from_overconfident():
+    rng = np.random.default_rng(0)
+    margin = np.abs(rng.normal(0, 2, 50_000))
+    right = rng.random(len(margin)) < 1 / (1 + np.exp(-margin))
+    calibrated, twice = (stats.calibration_error(1 / (1 + np.exp(-scale * margin)), right) for scale in (1, 2))
+    assert calibrated < 0.01 and 0.03 < twice < 0.2
