@@ -14,8 +14,8 @@ paper's tasks, in prepared folders of DIR (`python -m hhh_jax.data.prepare`), na
 A folder that lacks train, validation or test, as of a sample, is cut anew by
 ``--source=mix --option=splits=cut --held_out=0.15``; a mix of books and code is made by ``--source=mix`` too.
 
-Sides of summaries, HellaSwag and commonsense (context and response together) have at most 256 tokens of a vocabulary of
-1024, in rows of 384: most posts and articles, which are longer, keep their end. What does not fit is counted in each
+Sides of summaries, HellaSwag and commonsense (context and response together) have at most 192 tokens of a vocabulary of
+1024, in rows of 256: most posts and articles, which are longer, keep their end. What does not fit is counted in each
 run's data.json. Deontology, justice and virtue are tested on all items, because they also count by group.
 """
 
@@ -48,16 +48,16 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.rungs = ("12k", "98k", "332k", "786k") if folder else ("12k", "98k")
     c.seeds = (0, 1, 2)
     c.tokens = 1e6 if folder else 1e5
-    c.pretraining = {"row_length": 384, "max_tokens": 256, "rows": 3} if folder else {
+    c.pretraining = {"row_length": 256, "max_tokens": 192, "rows": 4} if folder else {
         "row_length": 128, "max_tokens": 64, "rows": 8,
     }  # fmt: skip
-    c.long_rows = {"row_length": 384, "max_tokens": 256}
+    c.long_rows = {"row_length": 256, "max_tokens": 192}
     c.rows = {"row_length": 128, "max_tokens": 120 if folder else 64}
-    c.pairs = 1000 if folder else 96
+    c.pairs = 800 if folder else 96
     c.batch_pairs = 8
     c.validation_items = 200 if folder else 50
     c.validations = 3 if folder else 1
-    c.test_items = 1000 if folder else 200
+    c.test_items = 800 if folder else 200
     c.lr_multiple = 0.5
     c.lr_grid = (0.3, 1.0) if folder else ()  # chosen by validation on the first seed, the same for all objectives
     c.paper_lr_rungs = ("98k",) if folder else ()  # the paper's constant 0.01 of the pretraining rate beside it
