@@ -14,7 +14,8 @@ A study directory holds
     a baseline         task split selection item_id group_id ranker correct(0, 0.5 or 1)
 
 Each (task, split, selection) has every item once a seed and side. An item is right when the good side's score
-is above the bad one's; ties count half. The score is `reward`, or logp_sum / n_tokens (`mean_logp`).
+is above the bad one's; ties count half. The score is `reward` (of DPO the implicit one, which is the ranker
+`implicit_reward`), or logp_sum / n_tokens (`mean_logp`).
 `item_id` is the pair's or document's id, `group_id` its group: runs are paired by ids, and intervals resample
 whole groups. `selection` follows from `metric`: "best" for accuracy and pm_loss (stopping step chosen on
 validation), "final" for accuracy_final, pm_loss_final and loss (last step). What has no step to choose
@@ -29,6 +30,7 @@ below is "".
     untuned LM   pretrain  untuned               the five                     mean_logp  accuracy
     imitation    finetune  imitation   lm        the five    largest          mean_logp  accuracy, _final
     preference   finetune  preference  lm        the five    largest          reward     accuracy, _final
+    DPO          finetune  dpo         lm        the five    largest          implicit_reward  the same
     PMP          finetune  preference  3 inits   the four    several, ~500    reward     accuracy
     symbols      finetune  preference  7 inits   symbols:T0  several, ~500    reward     accuracy
     PMP itself   pmp       preference  lm        the source  as trained       reward     accuracy
@@ -85,7 +87,8 @@ SELECTION = {
 
 
 class Items(NamedTuple):
-    """Right or wrong for every item and seed of one run: `correct` float64 [S, I] in {0, 0.5, 1}."""
+    """Right or wrong for every item and seed of one run: `correct` float64 [S, I] in {0, 0.5, 1}, or the margin or
+    PM loss where that was asked for."""
 
     seeds: tuple[int, ...]
     item_ids: tuple[str, ...]
@@ -152,11 +155,14 @@ def read_with_summary(path: str | os.PathLike) -> "pd.DataFrame":
     return pd.concat(parts, ignore_index=True)
 
 
-def read_items(run_dir: str | os.PathLike, task: str, split: str, selection: str, ranker: str) -> Items:
+def read_items(
+    run_dir: str | os.PathLike, task: str, split: str, selection: str, ranker: str, margins: bool = False
+) -> Items:
     """Which items each seed of a run got right, by `ranker`: reward, mean_logp, or a baseline's name.
 
-    Items are sorted by id and seeds by number; a baseline, which has no seeds, has the one seed 0. Raises
-    UserError if there are no such records, if an item lacks a side or a seed, or if a score is missing.
+    With `margins`, by how much instead: the good side's score less the bad one's. Items are sorted by id and seeds by
+    number; a baseline, which has no seeds, has the one seed 0. Raises UserError if there are no such records, if an
+    item lacks a side or a seed, or if a score is missing.
     """
     path = Path(run_dir) / "items.jsonl"
     what = f"{path}: task={task} split={split} selection={selection} ranker={ranker}"
@@ -165,9 +171,9 @@ def read_items(run_dir: str | os.PathLike, task: str, split: str, selection: str
         seeds, ids, groups, correct_SxI = _grid(what, baseline, "correct")
         return Items(seeds, ids, groups, correct_SxI)
     sides = [records.get((task, split, selection, option), []) for option in ("good", "bad")]
-    if ranker not in ("reward", "mean_logp") or not all(sides):
+    if ranker not in ("reward", "implicit_reward", "mean_logp") or not all(sides):
         raise UserError(f"{what}: no such records")
-    good, bad = (_grid(what, side, "reward" if ranker == "reward" else "logp_sum") for side in sides)
+    good, bad = (_grid(what, side, "logp_sum" if ranker == "mean_logp" else "reward") for side in sides)
     if good[:2] != bad[:2]:
         raise UserError(f"{what}: an item has one side only")
     good_SxI, bad_SxI = good[3], bad[3]
@@ -176,6 +182,8 @@ def read_items(run_dir: str | os.PathLike, task: str, split: str, selection: str
             logp_SxI / _grid(what, side, "n_tokens")[3]
             for logp_SxI, side in zip((good_SxI, bad_SxI), sides, strict=True)
         )
+    if margins:
+        return Items(*good[:3], good_SxI - bad_SxI)
     return Items(*good[:3], np.where(good_SxI == bad_SxI, 0.5, good_SxI > bad_SxI))
 
 

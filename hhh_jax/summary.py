@@ -50,7 +50,7 @@ TASK_NAMES = {
 }
 TRIVIAL = ("chance", "majority", "shorter", "longer", "bag_of_words")
 DROPPED = 0.05  # the largest share of a task's training pairs that may be too long to be used
-RANKER = {"preference": "reward", "imitation": "mean_logp", "untuned": "mean_logp"}
+RANKER = {"preference": "reward", "imitation": "mean_logp", "dpo": "implicit_reward", "untuned": "mean_logp"}
 FIT_METRICS = (
     "fit:exponent", "fit:coefficient", "fit:curvature", "fit:misfit",
     "offset:constant", "offset:coefficient", "offset:exponent", "offset:identified",
@@ -180,12 +180,13 @@ class Study:
         if key not in self._items:
             runs = sorted(self._runs.get(key, ()))
             selection = results.SELECTION[metric]
+            loss = metric.startswith("pm_loss")
             parts = [
-                results.read_items(
-                    self.runs_dir / run, task, "test", selection, str(arm["ranker"]), metric.startswith("pm_loss")
-                )
+                results.read_items(self.runs_dir / run, task, "test", selection, str(arm["ranker"]), margins=loss)
                 for run in runs
             ]
+            if loss:  # eq. 3.1
+                parts = [part._replace(correct=np.logaddexp(0.0, -part.correct)) for part in parts]
             what = ", ".join(f"{column}={value}" for column, value in arm.items())
             self._items[key] = _stack(runs, parts, what) if parts else None
         return self._items[key]
@@ -302,7 +303,8 @@ _Row = tuple[dict[str, Any], stats.Estimate | None]
 
 def _means(study: Study) -> Iterator[_Row]:
     rows = study.table[study.table["objective"].isin(RANKER)]
-    rows = rows[rows["metric"].isin(["accuracy", "accuracy_final", "pm_loss"])][[*_ARM]].drop_duplicates().astype(object)
+    rows = rows[rows["metric"].isin(["accuracy", "accuracy_final", "pm_loss"])][[*_ARM]].drop_duplicates()
+    rows = rows.astype(object)
     for values in rows.where(rows.notna(), None).itertuples(index=False):
         row = dict(zip(_ARM, values, strict=True))
         stage = row.pop("stage")
