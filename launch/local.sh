@@ -3,6 +3,9 @@
 #
 #   bash launch/local.sh study [arguments]    the embedded study; --preset=full is the same in hours.
 #                                             It resumes, and writes below runs/ or $HHH_JAX_WORKDIR.
+#   bash launch/local.sh gallery [NAME...]    the embedded form of every study of configs/studies/ (or of those named), and
+#                                             one page with all figures, gallery/gallery.html in the same folder. It
+#                                             resumes; beyond the study above it takes about a minute a study.
 #   bash launch/local.sh test [arguments]     the tests; arguments go to pytest
 #   bash launch/local.sh parity [arguments]   the tests against PyTorch and transformers (installed first), and those on
 #                                             the real data in the folder that $HHH_JAX_DATA names
@@ -119,7 +122,7 @@ add_bench() {
 command=${1:-help}
 [ $# -eq 0 ] || shift
 case $command in
-study | test | parity | bench | lint | setup) ;;
+study | gallery | test | parity | bench | lint | setup) ;;
 help | -h | --help)
     usage
     exit
@@ -152,6 +155,29 @@ study)
         esac
     done
     exec "$python" -m hhh_jax.study --config="$config" --workdir="$(absolute "${HHH_JAX_WORKDIR:-$root/runs}")/$preset" "$@"
+    ;;
+gallery)
+    runs=$(absolute "${HHH_JAX_WORKDIR:-$root/runs}")
+    if [ $# -eq 0 ]; then
+        first="embedded objectives prompting reranking pmp pmp_needs discriminator beyond"
+        for name in $first; do
+            [ ! -f "configs/studies/$name.py" ] || set -- "$@" "$name"
+        done
+        for config in configs/studies/*.py; do # whatever else there is
+            name=$(basename "$config" .py)
+            case " $first " in *" $name "*) ;; *) set -- "$@" "$name" ;; esac
+        done
+    fi
+    for name; do
+        [ -f "configs/studies/$name.py" ] || fail "no study '$name': there is no configs/studies/$name.py"
+    done
+    trap 'exit 130' INT TERM # one study that was stopped must not start the next
+    broken=()
+    for name; do
+        "$python" -m hhh_jax.study --config="configs/studies/$name.py" --workdir="$runs/$name" || broken+=("$name")
+    done
+    "$python" -m hhh_jax.gallery --studies="$runs" --out="$runs/gallery" || broken+=(gallery)
+    [ ${#broken[@]} -eq 0 ] || fail "broken: ${broken[*]}; the same command tries again"
     ;;
 test)
     exec "$python" -m pytest "$@"

@@ -56,8 +56,8 @@ def test_draws_every_series_of_every_panel(figure):
 
 def test_says_what_is_missing(tmp_path):
     with pytest.raises(UserError, match="no curves in a figure 1; there are 2, 3"):
-        figures.draw_number(1, None, tmp_path, with_paper=True)
+        figures.draw_figure("1", None, tmp_path, with_paper=True)
     with pytest.raises(UserError, match="--results, --paper"):
-        figures.draw_number(3, None, tmp_path, with_paper=False)
-    with pytest.raises(UserError, match="no figure 9 can be drawn"):
-        figures.draw_number(9, "results.csv", tmp_path, with_paper=False)
+        figures.draw_figure("3", None, tmp_path, with_paper=False)
+    with pytest.raises(UserError, match="no figure 1 can be drawn from a results table; there are 2, 3, .*scaling"):
+        figures.draw_figure("1", "results.csv", tmp_path, with_paper=False)

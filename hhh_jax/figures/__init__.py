@@ -26,28 +26,25 @@ class Drawn(NamedTuple):
     skipped: dict[str, str]
 
 
-def draw_number(number: int, results_path: str | None, out_dir: Path, with_paper: bool) -> list[Path]:
+def draw_figure(which: str, results_path: str | None, out_dir: Path, with_paper: bool) -> list[Path]:
     """Draws one of the paper's figures from a results table, from the paper's own numbers, or from both.
 
-    Returns the PNG of each; a PDF lies beside it. Raises UserError if there is no such figure, or nothing to draw it
-    from.
+    Args:
+      which: a number of the paper, or a name of `FIGURES` for a figure that the paper has none of.
+
+    Returns the PNG of each; a PDF lies beside it. A number may be several figures of ours; those that the table has the
+    rows of are drawn. Raises UserError if there is no such figure, or nothing to draw it from.
     """
     import matplotlib
 
-    ours = [(name, drawing) for name, drawing in FIGURES.items() if number in drawing.numbers]
+    number = int(which) if which.isdecimal() else None
     figures: dict[str, Figure] = {}
     with matplotlib.rc_context(style.RC):
         if results_path:
-            if not ours:
-                known = ", ".join(map(str, sorted({n for drawing in FIGURES.values() for n in drawing.numbers})))
-                raise UserError(f"no figure {number} can be drawn from a results table; there are {known}")
-            table = results.read_with_summary(results_path)
-            for name, drawing in ours:
-                try:
-                    figures[name] = drawing.draw(table)
-                except style.NoRows as missing:
-                    raise UserError(f"{results_path}: figure {number} needs what it lacks: {missing}") from None
+            figures |= _drawn(which, number, results_path)
         if with_paper:
+            if number is None:
+                raise UserError(f"--figure={which} --paper: the paper has numbers only; leave out --paper")
             figures[f"paper{number}"] = paper.draw(number)
         if not figures:
             raise UserError("give --results, --paper, or both: there is nothing to draw from")
@@ -55,6 +52,24 @@ def draw_number(number: int, results_path: str | None, out_dir: Path, with_paper
         for name, figure in figures.items():
             style.save(figure, out_dir / f"{name}.png")
     return [out_dir / f"{name}.png" for name in figures]
+
+
+def _drawn(which: str, number: int | None, results_path: str) -> "dict[str, Figure]":
+    ours = {name: drawing for name, drawing in FIGURES.items() if which == name or number in drawing.numbers}
+    if not ours:
+        numbers = ", ".join(map(str, sorted({n for drawing in FIGURES.values() for n in drawing.numbers})))
+        names = ", ".join(name for name, drawing in FIGURES.items() if not drawing.numbers)
+        raise UserError(f"no figure {which} can be drawn from a results table; there are {numbers}, {names}")
+    table = results.read_with_summary(results_path)
+    figures, missing = {}, []
+    for name, drawing in ours.items():
+        try:
+            figures[name] = drawing.draw(table)
+        except style.NoRows as reason:
+            missing.append(str(reason))
+    if not figures:
+        raise UserError(f"{results_path}: figure {which} needs what it lacks: {'; '.join(missing)}")
+    return figures
 
 
 def draw_all(table: "pd.DataFrame", out_dir: str | Path) -> Drawn:
