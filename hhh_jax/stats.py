@@ -279,11 +279,23 @@ def reliability(
     The bins cut [lowest, 1] into `n_bins` of one width; a pair's confidence, the larger of P(a > b) and P(b > a),
     is never below 0.5.
     """
-    bin_I = np.clip(((confidence_I - lowest) / (1 - lowest) * n_bins).astype(int), 0, n_bins - 1)
+    bin_I = _bins(confidence_I, n_bins, lowest)
     n_K = np.bincount(bin_I, minlength=n_bins)
     used = n_K > 0
     mean_K, accuracy_K = (np.bincount(bin_I, x, n_bins)[used] / n_K[used] for x in (confidence_I, right_I))
     return mean_K, accuracy_K, n_K[used]
+
+
+def calibration_terms(
+    confidence_I: np.ndarray, right_I: np.ndarray, n_bins: int = 10, lowest: float = 0.5
+) -> np.ndarray:
+    """What each item adds to the expected calibration error: accuracy less confidence, in its bin's sign [I].
+
+    Their mean is the error, so that `sample` takes them; an interval holds the signs fixed.
+    """
+    bin_I = _bins(confidence_I, n_bins, lowest)
+    gap_I = right_I - confidence_I
+    return np.sign(np.bincount(bin_I, gap_I, n_bins))[bin_I] * gap_I
 
 
 def calibration_error(
@@ -293,5 +305,8 @@ def calibration_error(
 
     Never negative, so that few items make it too large even where all is calibrated.
     """
-    mean_K, accuracy_K, n_K = reliability(confidence_I, right_I, n_bins, lowest)
-    return float(np.abs(accuracy_K - mean_K) @ n_K / n_K.sum())
+    return float(calibration_terms(confidence_I, right_I, n_bins, lowest).mean())
+
+
+def _bins(confidence_I: np.ndarray, n_bins: int, lowest: float) -> np.ndarray:
+    return np.clip(((confidence_I - lowest) / (1 - lowest) * n_bins).astype(int), 0, n_bins - 1)

@@ -145,9 +145,7 @@ def _passages(asked: Asked, split: str, tokenizer: Tokenizer) -> list[_Passage]:
     return found
 
 
-def _write(
-    scorer: Scorer, tokenizer: Tokenizer, passages: Sequence[_Passage], asked: Asked
-) -> dict[str, np.ndarray]:
+def _write(scorer: Scorer, tokenizer: Tokenizer, passages: Sequence[_Passage], asked: Asked) -> dict[str, np.ndarray]:
     """The arrays of a part: as many rows of each kind, those of people first."""
     length = asked.row_length
     tokens = [passage.tokens.copy() for passage in passages]

@@ -218,7 +218,9 @@ def test_calibration_error_by_hand():
     np.testing.assert_allclose(mean, [0.53, 2.95 / 3])
     np.testing.assert_allclose(accuracy, [0.5, 2 / 3])
     np.testing.assert_array_equal(n, [2, 3])
-    assert stats.calibration_error(confidence, right) == pytest.approx((2 * 0.03 + 3 * (2.95 / 3 - 2 / 3)) / 5)
+    by_bins = np.abs(accuracy - mean) @ n / n.sum()
+    assert by_bins == pytest.approx((2 * 0.03 + 3 * (2.95 / 3 - 2 / 3)) / 5)
+    assert stats.calibration_error(confidence, right) == pytest.approx(by_bins)
 
 
 def test_calibration_error_tells_calibrated_from_overconfident():
