@@ -56,6 +56,7 @@ def job(
     from hhh_jax.run import write_lines
     from hhh_jax.version import code_version
 
+    task = str(task)  # a file of another run is a Path
     train = datasets.load_pairs(task, "train", seed=seed, limit=train_pairs or None)
     test = datasets.load_pairs(task, "test", seed=seed, limit=test_pairs or None)
     columns = {

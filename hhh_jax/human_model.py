@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -181,57 +181,96 @@ def write_pairs(
     partial.unlink()
 
 
-def main(argv: Sequence[str]) -> None:
+class Asked(NamedTuple):
+    """What to write; the flags of the command of these names say what they are."""
+
+    source: str
+    kind: str = "pairs"
+    limit: int = 0
+    least: int = 8
+    most: int = 256
+    tries: int = 4
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    rows: int = 32
+    model_seed: int | None = None
+    selection: str = "best"
+    context: int = 0
+
+
+def make(checkpoint: Path | str, output: Path, asked: Asked) -> dict[str, object]:
+    """Writes the file `output` of pairs whose bad sides the model of a finished run wrote.
+
+    Returns all that it depends on, and the counts. Raises UserError if the sides don't fit the model's context.
+    """
     from hhh_jax.data import datasets
     from hhh_jax.scoring import load_scorer
 
+    seeds = [] if asked.model_seed is None else [asked.model_seed]
+    scorer, tokenizer, seeds_there = load_scorer(str(checkpoint), seeds, asked.selection, asked.context)
+    scorer = scorer.of_seed(0)._replace(rows=asked.rows)
+    most = min(asked.most, scorer.length // 2)
+    if not 1 <= asked.least <= most:
+        raise UserError(f"--least={asked.least}: sides have at most {most} tokens in a context of {scorer.length}")
+    decoding = Decoding(max_new_tokens=most, temperature=asked.temperature, top_p=asked.top_p, seed=asked.seed)
+    counts, tasks = Counts(), []
+    for split in SPLITS:
+        limit = (asked.limit if split == "train" else -(-asked.limit // 10)) or None
+        if asked.kind == "pairs":
+            data = datasets.load_pairs(asked.source, split, limit=limit)
+        else:
+            data = datasets.load_documents(asked.source, split)
+        records = data.records[:limit]
+        tasks += [(split, task) for task in make_tasks(records, tokenizer, asked.seed, asked.least, most, counts)]
+    about = {
+        "checkpoint": str(checkpoint), "model_seed": seeds_there[0], "source": asked.source, "limit": asked.limit,
+        "least": asked.least, "most": most, "context": scorer.length, "temperature": decoding.temperature,
+        "top_p": decoding.top_p, "seed": asked.seed, "tries": asked.tries, "tokenizer": tokenizer.sha,
+    }  # fmt: skip
+    write_pairs(scorer, tokenizer, tasks, decoding, asked.tries, output, about, counts)
+    return about | counts.as_dict()
+
+
+def job(directory: Path, *, after: Path | None, study: str, name: str, **asked: Any) -> None:
+    """As a run of a study: the pairs are NAME.jsonl in `directory`, bad sides by the model of `after`; `asked` are the
+    fields of `Asked`. There are no result rows."""
+    from hhh_jax.record import write_json_atomic
+    from hhh_jax.run import write_lines
+
+    assert after is not None
+    output = directory / f"{name}.jsonl"
+    if not output.exists():
+        write_json_atomic(directory / "about.json", make(after, output, Asked(**asked)))
+    write_lines(directory / "rows.jsonl", [])
+    write_lines(directory / "items.jsonl", [])
+
+
+def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unknown argument {argv[1]}")
     output = Path(_OUTPUT.value)
     if output.exists():
         raise UserError(f"{output} is there; move it away to write it again")
     cli.use_compilation_cache()
-    seeds = [] if _MODEL_SEED.value is None else [_MODEL_SEED.value]
-    scorer, tokenizer, seeds_there = load_scorer(_CHECKPOINT.value, seeds, _SELECTION.value, _CONTEXT.value)
-    scorer = scorer.of_seed(0)._replace(rows=_ROWS.value)
-    most = min(_MOST.value, scorer.length // 2)
-    if not 1 <= _LEAST.value <= most:
-        raise UserError(f"--least={_LEAST.value}: sides have at most {most} tokens in a context of {scorer.length}")
-    decoding = Decoding(max_new_tokens=most, temperature=_TEMPERATURE.value, top_p=_TOP_P.value, seed=_SEED.value)
-    counts, tasks = Counts(), []
-    for split in SPLITS:
-        limit = (_LIMIT.value if split == "train" else -(-_LIMIT.value // 10)) or None
-        if _KIND.value == "pairs":
-            data = datasets.load_pairs(_SOURCE.value, split, limit=limit)
-        else:
-            data = datasets.load_documents(_SOURCE.value, split)
-        records = data.records[:limit]
-        tasks += [(split, task) for task in make_tasks(records, tokenizer, _SEED.value, _LEAST.value, most, counts)]
-    about = {
-        "checkpoint": _CHECKPOINT.value, "model_seed": seeds_there[0], "source": _SOURCE.value, "limit": _LIMIT.value,
-        "least": _LEAST.value, "most": most, "context": scorer.length, "temperature": decoding.temperature,
-        "top_p": decoding.top_p, "seed": _SEED.value, "tries": _TRIES.value, "tokenizer": tokenizer.sha,
-    }  # fmt: skip
-    write_pairs(scorer, tokenizer, tasks, decoding, _TRIES.value, output, about, counts)
-    print(json.dumps(about | counts.as_dict()))
+    asked = Asked(**{name: flags.FLAGS[name].value for name in Asked._fields})
+    print(json.dumps(make(_CHECKPOINT.value, output, asked)))
 
 
 if __name__ == "__main__":
     _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Directory of the finished run that writes.", required=True)
-    _SOURCE = flags.DEFINE_string("source", None, "Human text: a name or path of pairs or documents.", required=True)
     _OUTPUT = flags.DEFINE_string("output", None, "The file of pairs to write.", required=True)
-    _KIND = flags.DEFINE_enum("kind", "pairs", ["pairs", "documents"], "What the source holds.")
-    _LIMIT = flags.DEFINE_integer("limit", 0, "Training records to read, and a tenth of it elsewhere; 0 reads all.")
-    _LEAST = flags.DEFINE_integer("least", 8, "Fewest tokens of a side.")
-    _MOST = flags.DEFINE_integer("most", 256, "Most tokens of a side; at most half of the model's context.")
-    _TRIES = flags.DEFINE_integer("tries", 4, "Samples drawn for a pair before it is left out.")
-    _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of sampling.")
-    _TOP_P = flags.DEFINE_float("top_p", 1.0, "Share of the probability that is sampled from.")
-    _SEED = flags.DEFINE_integer("seed", 0, "Of cuts, lengths and samples.")
-    _ROWS = flags.DEFINE_integer("rows", 32, "Samples that are drawn at once.")
-    _MODEL_SEED = flags.DEFINE_integer("model_seed", None, "Which of the run's seeds; its first if not given.")
-    _SELECTION = flags.DEFINE_enum(
-        "selection", "best", ["best", "final"], "Parameters chosen on validation, or the last."
-    )
-    _CONTEXT = flags.DEFINE_integer("context", 0, "The model's context in tokens; the run's own rows if not given.")
+    flags.DEFINE_string("source", None, "Human text: a name or path of pairs or documents.", required=True)
+    flags.DEFINE_enum("kind", "pairs", ["pairs", "documents"], "What the source holds.")
+    flags.DEFINE_integer("limit", 0, "Training records to read, and a tenth of it elsewhere; 0 reads all.")
+    flags.DEFINE_integer("least", 8, "Fewest tokens of a side.")
+    flags.DEFINE_integer("most", 256, "Most tokens of a side; at most half of the model's context.")
+    flags.DEFINE_integer("tries", 4, "Samples drawn for a pair before it is left out.")
+    flags.DEFINE_float("temperature", 1.0, "Of sampling.")
+    flags.DEFINE_float("top_p", 1.0, "Share of the probability that is sampled from.")
+    flags.DEFINE_integer("seed", 0, "Of cuts, lengths and samples.")
+    flags.DEFINE_integer("rows", 32, "Samples that are drawn at once.")
+    flags.DEFINE_integer("model_seed", None, "Which of the run's seeds; its first if not given.")
+    flags.DEFINE_enum("selection", "best", ["best", "final"], "Parameters chosen on validation, or the last.")
+    flags.DEFINE_integer("context", 0, "The model's context in tokens; the run's own rows if not given.")
     cli.start(main)
