@@ -42,7 +42,8 @@ MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.ma
 
 
 RUN = "run:"
-"""Begins an argument of a job, or a field of a config, that names another run of the study; it has to be before."""
+"""Begins an argument of a job, or a field of a config, that names another run of the study or, ``run:NAME/FILE``, a
+file of it; that run has to be before."""
 
 START = "HHH_JAX_STUDY_START"
 """Environment variable that tells the workers of one start of a study from those of an earlier one."""
@@ -132,7 +133,7 @@ def _job(run: Planned) -> dict[str, Any]:
 
 
 def _named(value: Any) -> str:
-    """The run that an argument or a field names; "" if it names none."""
+    """The run, or the file of one, that an argument or a field names; "" if it names none."""
     return value.removeprefix(RUN) if isinstance(value, str) and value.startswith(RUN) else ""
 
 
@@ -141,7 +142,7 @@ def needs(run: Planned) -> list[str]:
     from hhh_jax import config
 
     settings = config.fields(run.config) if run.config else _job(run)
-    named = [_named(value) for value in settings.values()]
+    named = [_named(value).partition("/")[0] for value in settings.values()]
     return [name for name in (run.after, *run.choose, *named) if name]
 
 

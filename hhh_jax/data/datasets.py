@@ -2,12 +2,14 @@
 
 Pairs: `word_order`, `line_order`, `order_label`, `docstring_match`, `word_order_label` (`tasks`), `edits`,
 `symbols:T0` .. `symbols:T4` and `symbols:Tb` (`symbols`), or a path to the user's own (`files`). Documents:
-`stdlib`, `symbols`, `counting`, `counting:FIRST-LAST`, `prompt:NAME` (of `hhh_jax.prompts`, one document), or a path.
+`stdlib`, `symbols`, `counting`, `counting:FIRST-LAST`, `functions`, `passages`, `prompt:NAME` (of `hhh_jax.prompts`,
+one document), or a path.
 """
 
 from __future__ import annotations
 
 import array
+import dataclasses
 import difflib
 import random
 from collections import Counter
@@ -16,12 +18,15 @@ from typing import Any
 import numpy as np
 
 from hhh_jax import prompts
-from hhh_jax.data import counting, edits, files, stdlib, symbols, tasks
+from hhh_jax.data import counting, edits, files, functions, passages, stdlib, symbols, tasks
 from hhh_jax.data.records import SPLITS, Counts, Dataset, Document, Pair, content_sha
 from hhh_jax.errors import UserError
 
 PAIR_NAMES = (*tasks.TASKS, "edits", *(f"symbols:{variant}" for variant in symbols.VARIANTS))
-DOCUMENT_NAMES = ("stdlib", "symbols", counting.NAME, "prompt")
+MIX = "+"
+"""Between the names of sources of pairs that are put together, as in ``edits+word_order``."""
+
+DOCUMENT_NAMES = ("stdlib", "symbols", counting.NAME, functions.NAME, passages.NAME, "prompt")
 
 
 BINARY_FOLDERS = ("ethics_commonsense", "ethics_deontology", "ethics_justice", "ethics_virtue")
@@ -50,6 +55,8 @@ def load_pairs(
     file that can't be used is an "error" or is dropped and counted ("drop"); as it has no split, every split
     counts it. Raises UserError for an unknown name or split and for data that can't be used.
     """
+    if MIX in name and not files.is_path(name):
+        return _mix(name, split, seed, limit)
     _check_name(name, PAIR_NAMES)
     _check_split(name, split)
     if name in tasks.TASKS:
@@ -62,6 +69,16 @@ def load_pairs(
     rows, named, counts = files.read_pairs(name, bad_rows, own)
     records = rows if own else _cut(rows, named, split, name)
     return _dataset(name, [records[i] for i in order(len(records), split, seed)[:limit]], counts)
+
+
+def _mix(name: str, split: str, seed: int, limit: int | None) -> Dataset:
+    """All pairs of the parts together, in a random order; ids and groups begin with the part."""
+    records = [
+        dataclasses.replace(pair, id=f"{part}/{pair.id}", group=f"{part}/{pair.group}")
+        for part in name.split(MIX)
+        for pair in load_pairs(part, split, seed=seed).records
+    ]
+    return _dataset(name, [records[i] for i in order(len(records), split, seed)[:limit]])
 
 
 def order(n: int, split: str, seed: int) -> np.ndarray:
@@ -91,6 +108,9 @@ def load_documents(name: str, split: str, *, bad_rows: str = "error", limit: int
         return _dataset(name, stdlib.documents(split)[:limit], stdlib.read_library().counts)
     if name == "symbols":  # all of them in every split: what is held out is pairs, never symbols
         return _dataset(name, symbols.documents()[:limit])
+    if name in (functions.NAME, passages.NAME):
+        made = functions if name == functions.NAME else passages
+        return _dataset(name, made.documents(split)[:limit])
     own = split if files.has_split(name, split) else None
     rows, named, counts = files.read_documents(name, bad_rows, own)
     return _dataset(name, (rows if own else _cut(rows, named, split, name))[:limit], counts)
