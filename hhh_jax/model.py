@@ -146,7 +146,8 @@ def _norm(config: ModelConfig, name: str) -> nn.Module:
 class Block(nn.Module):
     """One layer: attention and MLP, each behind a norm and added to the residual stream.
 
-    If asked to `keep` them, it also returns the keys (rotated) and values of its tokens, ``[B, T, H, K]`` each.
+    If asked to `keep` them, it also returns the keys (rotated) and values of its tokens, ``[B, T, H, K]`` each. With
+    `read_BxM` it returns the stream of the tokens at these places only, ``[B, M, D]``, and computes no other's.
     """
 
     config: ModelConfig
@@ -161,6 +162,7 @@ class Block(nn.Module):
         before_is_real: tuple[jax.Array, ...],
         visibility: attention.Visibility,
         angles: tuple[jax.Array, jax.Array],
+        read_BxM: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         c = self.config
         dtype = jnp.dtype(c.dtype)
@@ -173,12 +175,20 @@ class Block(nn.Module):
             return Linear(features, c.biases, dtype, flat, init_scale, name=name)
 
         place = sharding.Activations(self.mesh, c.shard_sequence)
+
+        def heads(y_BxTxD: jax.Array, name: str) -> jax.Array:
+            projected_BxTxD = place.features(linear(c.d_model, name)(y_BxTxD))
+            return projected_BxTxD.reshape(*y_BxTxD.shape[:2], c.n_head, c.head_dim)
+
         y_BxTxD = place.whole(_norm(c, "attention_norm")(x_BxTxD))
-        heads = (*y_BxTxD.shape[:2], c.n_head, c.head_dim)
-        qkv = (place.features(linear(c.d_model, name)(y_BxTxD)) for name in ("query", "key", "value"))
-        q, k, v = (x_BxTxD.reshape(heads) for x_BxTxD in qkv)
+        k, v = heads(y_BxTxD, "key"), heads(y_BxTxD, "value")
+        q_angles = angles
+        if read_BxM is not None:
+            x_BxTxD, y_BxTxD, q_angles = (_at(read_BxM, x) for x in (x_BxTxD, y_BxTxD, angles))
+            visibility = attention.visibility(_at(read_BxM, visibility.queries), visibility.keys)
+        q = heads(y_BxTxD, "query")
         if c.positions == "rotary":
-            q, k = rotate(q, angles), rotate(k, angles)
+            q, k = rotate(q, q_angles), rotate(k, angles)
         if before:
             blocks = [KeyValues(*kv, real) for kv, real in zip(before, before_is_real, strict=True)]
             assert visibility.mask is not None
@@ -195,6 +205,15 @@ class Block(nn.Module):
         return x_BxTxD + attended_BxTxD + added_BxTxD, (k, v) if self.keep else None
 
 
+def _at(read_BxM: jax.Array, tree: Any) -> Any:
+    """Arrays ``[B, T, ...]`` at some places of each row, ``[B, M, ...]``."""
+
+    def at(x_BxT: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(x_BxT, read_BxM.reshape(*read_BxM.shape, *[1] * (x_BxT.ndim - 2)), axis=1)
+
+    return jax.tree.map(at, tree)
+
+
 class Transformer(nn.Module):
     """Tokens to hidden states; the heads are the separate functions `lm_logits` and `rewards`."""
 
@@ -209,6 +228,7 @@ class Transformer(nn.Module):
         branch_ids_BxT: jax.Array,
         positions_BxT: jax.Array,
         cache: Cache | None = None,
+        read_BxM: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValues | None]:
         """Returns hidden states ``[B, T, D]`` after the last norm, in the compute dtype, and, if a cache was given, be
         it empty, the keys and values of these tokens."""
@@ -242,7 +262,7 @@ class Transformer(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=c.n_layer,
+            length=c.n_layer - (read_BxM is not None),
             unroll=c.unroll,
         )
         x_BxTxD = place.residual(x_BxTxD)
@@ -251,6 +271,9 @@ class Transformer(nn.Module):
         keep = cache is not None
         stack = blocks(c, self.mesh, keep, name="blocks")
         x_BxTxD, kept = stack(x_BxTxD, before, before_is_real, visibility, angles)
+        if read_BxM is not None:  # only in the last layer are the states of other places of no use
+            last = block(c, self.mesh, keep, name="last_block")
+            x_BxTxD, _ = last(x_BxTxD, before, before_is_real, visibility, angles, read_BxM)
         hidden_BxTxD = place.whole(_norm(c, "final_norm")(x_BxTxD))
         return hidden_BxTxD, KeyValues(kept[0], kept[1], segment_ids_BxT > 0) if keep else None
 
@@ -285,14 +308,20 @@ def hidden_states(
     branch_ids_BxT: jax.Array,
     positions_BxT: jax.Array,
     mesh: Mesh | None = None,
+    read_BxM: jax.Array | None = None,
 ) -> jax.Array:
     """The transformer applied: int32 ``[B, T]`` each to hidden states ``[B, T, D]`` in the compute dtype.
 
     Args:
       mesh: what the rows and the parameters are divided over; None for a single device.
+      read_BxM: places in each row whose hidden states ``[B, M, D]`` are wanted, for less work in the last layer; None
+        for all.
     """
-    variables, layout = {"params": params["transformer"]}, (segment_ids_BxT, branch_ids_BxT, positions_BxT)
-    hidden_BxTxD, _ = Transformer(config, mesh).apply(variables, tokens_BxT, *layout)
+    trunk, layout = params["transformer"], (segment_ids_BxT, branch_ids_BxT, positions_BxT)
+    if read_BxM is not None:
+        first, last = (jax.tree.map(lambda x, i=i: x[i], trunk["blocks"]) for i in (slice(-1), -1))
+        trunk = trunk | {"blocks": first, "last_block": last}
+    hidden_BxTxD, _ = Transformer(config, mesh).apply({"params": trunk}, tokens_BxT, *layout, None, read_BxM)
     return cast(jax.Array, hidden_BxTxD)  # apply's type also allows for mutated variables, which are not asked for
 
 

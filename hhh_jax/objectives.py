@@ -79,6 +79,7 @@ class Outputs:
       batch: the batch they belong to.
       mesh: what rows and parameters are divided over; None for a single device.
       logit_bytes: see `LOGIT_BYTES`.
+      at_scores: whether the hidden states are those of ``batch.score_positions`` only, ``[R, 2 S, D]``.
     """
 
     def __init__(
@@ -88,7 +89,9 @@ class Outputs:
         batch: Batch,
         mesh: Mesh | None = None,
         logit_bytes: int = LOGIT_BYTES,
+        at_scores: bool = False,
     ):
+        self.at_scores = at_scores
         self.params, self.hidden_RxTxD, self.batch, self.mesh = params, hidden_RxTxD, batch, mesh
         rows, length, _ = hidden_RxTxD.shape
         self.chunks = logit_chunks(rows, length, params["lm_head"]["kernel"].shape[-1], mesh, logit_bytes)
@@ -125,9 +128,10 @@ class Outputs:
         """Rewards of the good and the bad side of each pair, float32 ``[R, S]`` each; zeros in empty slots."""
         positions_RxSx2 = self.batch.score_positions
         r, s, _ = positions_RxSx2.shape
-        hidden_RxSx2xD = jnp.take_along_axis(
-            self.hidden_RxTxD, positions_RxSx2.reshape(r, s * 2)[:, :, None], axis=1
-        ).reshape(r, s, 2, -1)
+        hidden_RxSx2xD = self.hidden_RxTxD
+        if not self.at_scores:
+            hidden_RxSx2xD = jnp.take_along_axis(hidden_RxSx2xD, positions_RxSx2.reshape(r, s * 2)[:, :, None], axis=1)
+        hidden_RxSx2xD = hidden_RxSx2xD.reshape(r, s, 2, -1)
         rewards_RxSx2 = rewards(self.params, hidden_RxSx2xD)
         return rewards_RxSx2[..., 0], rewards_RxSx2[..., 1]
 
@@ -211,6 +215,11 @@ def needs_score_head(name: str) -> bool:
 def needs_lm_head(name: str, mu: float) -> bool:
     """Whether a term of this objective reads the next-token logits; `mu` belongs to ``preference``."""
     return name != "discriminator" and (name != "preference" or mu > 0)
+
+
+def reads_only_scores(name: str, mu: float) -> bool:
+    """Whether no term reads anything but the hidden states at score positions."""
+    return name == "preference" and mu == 0
 
 
 def make_objective(name: str, lam: float = 1.0, mu: float = 1.0) -> Objective:

@@ -89,10 +89,11 @@ def batch_loss(
       ``{term: coefficient * sum / weight}``, whose values add up to the loss, and the metrics ``{name: sum / weight}``
       (the term itself without its coefficient under ``<term>_loss``); both add up over microbatches.
     """
-    hidden_RxTxD = hidden_states(
-        config.model, params, batch.tokens, batch.segment_ids, batch.branch_ids, batch.positions, config.mesh
-    )
-    outputs = objectives.Outputs(params, hidden_RxTxD, batch, config.mesh, config.logit_bytes)
+    at_scores = objectives.reads_only_scores(config.objective, config.mu)
+    read_RxM = batch.score_positions.reshape(len(batch.tokens), -1) if at_scores else None
+    layout = batch.segment_ids, batch.branch_ids, batch.positions
+    hidden_RxTxD = hidden_states(config.model, params, batch.tokens, *layout, config.mesh, read_RxM)
+    outputs = objectives.Outputs(params, hidden_RxTxD, batch, config.mesh, config.logit_bytes, at_scores)
     terms, metrics = {}, {}
     for name, term in objectives.make_objective(config.objective, config.lam, config.mu).items():
         total, extra = term.sum(outputs, batch)

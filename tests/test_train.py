@@ -13,7 +13,8 @@ from reference import PAD, assert_trees_close, example_batch, make_pair, random_
 from hhh_jax import evaluate, scoring, train
 from hhh_jax.data.loader import PairLoader, stack
 from hhh_jax.data.packing import Batch
-from hhh_jax.model import Params
+from hhh_jax.model import Params, hidden_states
+from hhh_jax.objectives import Outputs, preference_loss
 
 MODEL, LAM, MU = tiny(n_layer=1), reference.LAM, reference.MU
 BATCH = example_batch(8, 9)
@@ -180,6 +181,27 @@ def test_a_head_that_the_objective_does_not_read_stays_and_has_no_moments():
             assert not np.array_equal(jax.tree.leaves(after["params"][name])[-1], jax.tree.leaves(before[name])[-1])
     read = train.init_state(step_config("preference", tiny(), mu=0.1), (0,))
     assert read["opt_state"][1].mu.keys() == {"transformer", "score_head", "lm_head"}
+
+
+@pytest.mark.parametrize(
+    "model", [{"n_layer": 1}, {"n_layer": 3}, {"residual": "parallel"}, {"positions": "learned"}, {"remat": "full"}]
+)
+def test_the_last_layer_at_scores_only_gives_the_same_loss_and_gradient(model):
+    config = step_config("preference", tiny(**model), mu=0.0)
+    params, batch = random_params(config.model), example_batch(4, 4)
+    layout = batch.segment_ids, batch.branch_ids, batch.positions
+
+    @reference.jit
+    @jax.value_and_grad
+    def everywhere(trained):
+        hidden = hidden_states(config.model, params | trained, batch.tokens, *layout)
+        good, bad = Outputs(params | trained, hidden, batch).pair_rewards()
+        return (preference_loss(good, bad) * batch.pair_mask).sum() / batch.pair_mask.sum()
+
+    loss, gradient = everywhere(train.trained_params(config, params))
+    found, terms, _ = gradients(config, params, batch)
+    assert float(terms["pm"]) == pytest.approx(float(loss), rel=1e-5)
+    assert_trees_close(found["loss"], gradient, 2e-5)
 
 
 # States
