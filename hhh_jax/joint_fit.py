@@ -61,11 +61,10 @@ def fit_once(loss_P: np.ndarray, size_P: np.ndarray, pairs_P: np.ndarray) -> np.
         (e, cost_n, cost_d), distance = nnls(terms_Px3 / loss_P[:, None], np.ones_like(loss_P))
         return np.array([e, cost_n, powers_2[0], cost_d, powers_2[1]]), distance
 
-    grid = np.linspace(lo, hi, 9)
-    starts = sorted((solve(np.array([a, b]))[1], a, b) for a in grid for b in grid)[:2]
-    simplex = {"xatol": 1e-3, "fatol": 1e-9}
-    ends = [minimize(lambda x: solve(x)[1], [a, b], method="Nelder-Mead", options=simplex).x for _, a, b in starts]
-    return min((solve(end) for end in ends), key=lambda found: found[1])[0]
+    grid = np.linspace(lo, hi, 7)[1:-1]
+    start = min(((a, b) for a in grid for b in grid), key=lambda logs: solve(np.array(logs))[1])
+    precision = {"xatol": 1e-3, "fatol": 1e-9}
+    return solve(minimize(lambda logs: solve(logs)[1], start, method="Nelder-Mead", options=precision).x)[0]
 
 
 def joint_fit(samples: Sequence[Sample], sizes: Sequence[int], pairs: Sequence[int], n_boot: int = N_BOOT) -> JointFit:
@@ -151,7 +150,9 @@ def _values(metric: str, estimate: Estimate) -> dict[str, Any]:
 
 def _read(run: Path) -> tuple[Mapping[str, Any], Sample, tuple]:
     """A result row of a run, its PM losses on the test items, and which these are."""
+    from hhh_jax.evaluate import pm_loss
+
     lines = (run / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     about = next(row for row in map(json.loads, lines) if row["metric"] == "pm_loss")
-    items = results.read_items(run, about["task"], "test", "best", "reward", loss=True)
-    return about, stats.sample(items.correct, items.groups), (items.seeds, items.item_ids)
+    items = results.read_items(run, about["task"], "test", "best", "reward", margins=True)
+    return about, stats.sample(pm_loss(items.correct), items.groups), (items.seeds, items.item_ids)

@@ -31,7 +31,7 @@ def job(directory: Path, *, after: Path | None, study: str, **runs: Path) -> Non
     for run in runs.values():
         flip = round(100 * json.loads((run / "config.json").read_text(encoding="utf-8"))["data.flip"])
         row = json.loads((run / "rows.jsonl").read_text(encoding="utf-8").splitlines()[0])
-        items = results.read_items(run, row["task"], "test", "best", "reward", loss=True)
+        items = results.read_items(run, row["task"], "test", "best", "reward", margins=True)
         same.add((items.seeds, items.item_ids, row["N"]))
         measured[flip] = measures(items.correct)
         first = first or (row, items.groups)
@@ -53,16 +53,12 @@ def job(directory: Path, *, after: Path | None, study: str, **runs: Path) -> Non
     write_lines(directory / "items.jsonl", [])
 
 
-def measures(loss_SxI: np.ndarray) -> dict[str, np.ndarray]:
-    """What each pair adds to accuracy, calibration error and confidence under each seed, from its PM loss ``[S, I]``.
-
-    A pair's loss is -log P(good > bad).
-    """
-    right_SxI = np.exp(-loss_SxI)
-    confidence_SxI = np.maximum(right_SxI, 1 - right_SxI)
-    correct_SxI = np.where(right_SxI == 0.5, 0.5, right_SxI > 0.5)
-    terms = [stats.calibration_terms(*both) for both in zip(confidence_SxI, correct_SxI, strict=True)]
-    return {"accuracy": correct_SxI, "calibration_error": np.stack(terms), "confidence": confidence_SxI}
+def measures(margin_SxI: np.ndarray) -> dict[str, np.ndarray]:
+    """What each pair adds to accuracy, calibration error and confidence under each seed, from its margin ``[S, I]``."""
+    confidence_SxI = 1 / (1 + np.exp(-np.abs(margin_SxI)))
+    right_SxI = (np.sign(margin_SxI) + 1) / 2
+    terms = [stats.calibration_terms(*both) for both in zip(confidence_SxI, right_SxI, strict=True)]
+    return {"accuracy": right_SxI, "calibration_error": np.stack(terms), "confidence": confidence_SxI}
 
 
 def _row(metric: str, flip: int, estimate: Estimate) -> dict[str, Any]:

@@ -33,8 +33,7 @@ def fitted(parameters=PLANTED, **how) -> joint_fit.JointFit:
 def test_planted_parameters_are_found():
     fit = fitted()
     for (name, estimate), truth in zip(fit.parameters.items(), PLANTED, strict=True):
-        assert estimate.lo < truth < estimate.hi, name
-        assert estimate.value == pytest.approx(truth, rel=0.15), name
+        assert abs(estimate.value - truth) < estimate.hi - estimate.lo < 0.4 * truth, name
     assert fit.identified == {"E": True, "N": True, "D": True} and fit.misfit < 0.02
 
 
@@ -85,6 +84,9 @@ def test_rows_of_a_study(tmp_path):
     points = {(row["N"], row["pairs_total"]): row["value"] for row in rows if row["metric"] == "pm_loss"}
     expected = [np.maximum(loss, 1e-3).mean() for loss in losses(items=30)]
     np.testing.assert_allclose([points[point] for point in POINTS], expected, rtol=1e-9)
+    saved = {row["metric"]: row["value"] for row in rows if row["metric"].startswith("saved:")}
+    assert saved["saved:pairs"] == pytest.approx(points[SIZES[-1], 100] - points[SIZES[-1], 2000])
+    assert saved["saved:size"] == pytest.approx(points[SIZES[0], 2000] - points[SIZES[-1], 2000])
     found = {row["metric"]: row["value"] for row in rows if row["metric"].startswith("joint:")}
     assert found["joint:A"] == pytest.approx(0.15, rel=0.4) and found["joint:identified:D"] in (0.0, 1.0)
     (output / "items.jsonl").unlink()

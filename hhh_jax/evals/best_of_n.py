@@ -83,25 +83,18 @@ def symbol_rewards(scorer: Scorer, tokenizer: Tokenizer) -> np.ndarray:
     return rewards_GxS
 
 
-def best_of_n(scores_N: np.ndarray, values_N: np.ndarray, n: int) -> float:
-    """The expected value of the best-scored of n candidates, drawn from these without replacement (`acc_at_k`)."""
-    return acc_at_k(scores_N, values_N, n)
-
-
-def kl(n: np.ndarray | int) -> np.ndarray:
-    """How far best of n is from any, in nats: log n - (n - 1) / n, for a score without ties."""
-    return np.log(n) - (np.asarray(n) - 1) / n
-
-
 def best_of_n_rows(
     rewards_GxS: np.ndarray, gold_S: np.ndarray, pool_PxM: np.ndarray, most: int
 ) -> Sequence[dict[str, Any]]:
-    """Rows for n = 1, 2, 4, ... `most`; `pool_PxM` are numbers of symbols."""
+    """Rows for n = 1, 2, 4, ... `most`; `pool_PxM` are numbers of symbols.
+
+    Each pool gives the mean over all its subsets of n (`acc_at_k`).
+    """
     ns = [2**i for i in range(most.bit_length()) if 2**i <= most]
 
     def of(scores_GxS: np.ndarray, values_GxS: np.ndarray, n: int) -> np.ndarray:
         return np.array([
-            [best_of_n(scores_S[pool_M], values_S[pool_M], n) for pool_M in pool_PxM]
+            [acc_at_k(scores_S[pool_M], values_S[pool_M], n) for pool_M in pool_PxM]
             for scores_S, values_S in zip(scores_GxS, values_GxS, strict=True)
         ])  # fmt: skip
 

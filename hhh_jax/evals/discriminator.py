@@ -92,7 +92,10 @@ def job(
         raise UserError(f"{writer} and {after} have different tokenizers: one can't judge the other's tokens")
     asked = load_problems(task, data, shown, problems)
     drawn = draw(lm.of_seed(0), tokenizer, asked, samples, discriminator.length)
-    found += [{"task": task, "split": "test"} | row for row in ranking_rows(discriminator, tokenizer, drawn)]
+    human_GxD, odds_GxD = score_words(discriminator, [(tokens, said.tokens) for tokens, said in drawn])
+    scoring.check_finite("P(human) of a word", human_GxD, range(human_GxD.shape[1]))
+    ranked = ranking_rows(human_GxD, odds_GxD, [said for _, said in drawn])
+    found += [{"task": task, "split": "test"} | row for row in ranked]
     c, _ = run_lib.load_config(open_path(after))
     about = {
         "study": study, "run": directory.name, "stage": "discriminator", "ladder": c.ladder,
@@ -254,13 +257,14 @@ def top_accuracy(scores_N: np.ndarray, right_N: np.ndarray) -> np.ndarray:
     return np.cumsum(np.repeat(shared, size)) / np.arange(1, len(scores_N) + 1)
 
 
-def ranking_rows(
-    scorer: Scorer, tokenizer: Tokenizer, drawn: Sequence[tuple[np.ndarray, Samples]]
-) -> Iterator[dict[str, Any]]:
-    """Mean accuracy of the best samples by every ranker, and gains of one over another; intervals are over problems."""
-    human_GxD, odds_GxD = score_words(scorer, [(tokens, said.tokens) for tokens, said in drawn])
-    scoring.check_finite("a sample's P(human)", human_GxD, range(human_GxD.shape[1]))
-    sizes = [len(said.tokens) for _, said in drawn]
+def ranking_rows(human_GxD: np.ndarray, odds_GxD: np.ndarray, drawn: Sequence[Samples]) -> Iterator[dict[str, Any]]:
+    """Mean accuracy of the best samples by every ranker, and gains of one over another; intervals are over problems.
+
+    Args:
+      human_GxD, odds_GxD: of all distinct words of all problems in order, as `score_words` gives them.
+      drawn: the samples of each problem, as many of each.
+    """
+    sizes = [len(said.tokens) for said in drawn]
     starts = np.cumsum(sizes) - sizes
     rankers: Mapping[str, Callable[[slice, Samples, int], np.ndarray]] = {
         "p_human": lambda here, said, g: human_GxD[g, here],
@@ -272,9 +276,9 @@ def ranking_rows(
         tops_GxPxN = [
             [
                 top_accuracy(score(slice(start, start + size), said, g)[said.which_N], said.right_D[said.which_N])
-                for (_, said), start, size in zip(drawn, starts, sizes, strict=True)
+                for said, start, size in zip(drawn, starts, sizes, strict=True)
             ]
-            for g in range(scorer.n_seeds if name != "logp" else 1)
+            for g in range(len(human_GxD) if name != "logp" else 1)
         ]
         accuracy[name] = np.array(tops_GxPxN)
     n = accuracy["logp"].shape[2]

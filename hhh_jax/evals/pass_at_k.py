@@ -45,6 +45,11 @@ def acc_at_k(scores_N: np.ndarray, correct_N: np.ndarray, k: int) -> float:
     return float(np.bincount(tie_N, weight_N) @ right)
 
 
+def best_of_n_kl(n: np.ndarray) -> np.ndarray:
+    """How far the best of n is from any one, in nats: log n - (n - 1) / n, where scores have no ties."""
+    return np.log(n) - (n - 1) / n
+
+
 def reranking(
     scores: Sequence[np.ndarray], correct: Sequence[np.ndarray], k: int, groups_P: np.ndarray | None = None
 ) -> dict[str, stats.Estimate]:

@@ -9,13 +9,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hhh_jax import results
 from hhh_jax.errors import UserError
-from hhh_jax.figures import objectives, paper, pmp, prompting, scaling, style
+from hhh_jax.figures import beyond, discriminator, objectives, paper, pmp, pmp_needs, prompting, reranking, sampling, scaling, style
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-FIGURES = objectives.FIGURES | scaling.FIGURES | pmp.FIGURES | prompting.FIGURES
+FIGURES = (
+    objectives.FIGURES
+    | reranking.FIGURES
+    | scaling.FIGURES
+    | pmp.FIGURES
+    | pmp_needs.FIGURES
+    | prompting.FIGURES | sampling.FIGURES
+    | discriminator.FIGURES
+    | beyond.FIGURES
+)
 """Every figure by name, in the order of a report."""
 
 
@@ -80,9 +89,8 @@ def draw_all(table: "pd.DataFrame", out_dir: str | Path) -> Drawn:
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     drawn = Drawn({}, {})
-    stages = {"", *table["stage"].unique()}
     for name, drawing in FIGURES.items():
-        if drawing.stage not in stages:
+        if not style.concerns(table, drawing):
             continue
         with matplotlib.rc_context(style.RC):
             try:
