@@ -64,9 +64,8 @@ def draw_ours(tables: Mapping[str, "pd.DataFrame"], out: Path) -> tuple[list[Pic
     pictures: list[Picture] = []
     missing: dict[str, dict[str, str]] = {}
     for study, table in tables.items():
-        stages = {"", *table["stage"].unique()}
         for name, drawing in figures.FIGURES.items():
-            if drawing.stage not in stages:
+            if not style.concerns(table, drawing):
                 continue
             with matplotlib.rc_context(style.RC):
                 try:

@@ -187,6 +187,7 @@ class Asked(NamedTuple):
     source: str
     kind: str = "pairs"
     limit: int = 0
+    held_out: int = 0
     least: int = 8
     most: int = 256
     tries: int = 4
@@ -216,7 +217,7 @@ def make(checkpoint: Path | str, output: Path, asked: Asked) -> dict[str, object
     decoding = Decoding(max_new_tokens=most, temperature=asked.temperature, top_p=asked.top_p, seed=asked.seed)
     counts, tasks = Counts(), []
     for split in SPLITS:
-        limit = (asked.limit if split == "train" else -(-asked.limit // 10)) or None
+        limit = (asked.limit if split == "train" else asked.held_out or -(-asked.limit // 10)) or None
         if asked.kind == "pairs":
             data = datasets.load_pairs(asked.source, split, limit=limit)
         else:
@@ -225,8 +226,9 @@ def make(checkpoint: Path | str, output: Path, asked: Asked) -> dict[str, object
         tasks += [(split, task) for task in make_tasks(records, tokenizer, asked.seed, asked.least, most, counts)]
     about = {
         "checkpoint": str(checkpoint), "model_seed": seeds_there[0], "source": asked.source, "limit": asked.limit,
-        "least": asked.least, "most": most, "context": scorer.length, "temperature": decoding.temperature,
-        "top_p": decoding.top_p, "seed": asked.seed, "tries": asked.tries, "tokenizer": tokenizer.sha,
+        "held_out": asked.held_out, "least": asked.least, "most": most, "context": scorer.length,
+        "temperature": decoding.temperature, "top_p": decoding.top_p, "seed": asked.seed, "tries": asked.tries,
+        "tokenizer": tokenizer.sha,
     }  # fmt: skip
     write_pairs(scorer, tokenizer, tasks, decoding, asked.tries, output, about, counts)
     return about | counts.as_dict()
@@ -262,7 +264,8 @@ if __name__ == "__main__":
     _OUTPUT = flags.DEFINE_string("output", None, "The file of pairs to write.", required=True)
     flags.DEFINE_string("source", None, "Human text: a name or path of pairs or documents.", required=True)
     flags.DEFINE_enum("kind", "pairs", ["pairs", "documents"], "What the source holds.")
-    flags.DEFINE_integer("limit", 0, "Training records to read, and a tenth of it elsewhere; 0 reads all.")
+    flags.DEFINE_integer("limit", 0, "Training records to read; 0 reads all.")
+    flags.DEFINE_integer("held_out", 0, "Records to read of validation and of test; 0: a tenth of --limit.")
     flags.DEFINE_integer("least", 8, "Fewest tokens of a side.")
     flags.DEFINE_integer("most", 256, "Most tokens of a side; at most half of the model's context.")
     flags.DEFINE_integer("tries", 4, "Samples drawn for a pair before it is left out.")

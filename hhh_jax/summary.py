@@ -11,14 +11,18 @@ same columns with stage=summary and an empty seed:
     PM minus imitation          preference-imitation      lm           each, mean:ranked,    accuracy_gain
                                                                        mean:binary,
                                                                        accuracy_final_gain ranked-binary
+    DPO minus imitation and     dpo-imitation,            lm           the same              the same
+      PM minus DPO              preference-dpo
     against the best trivial    preference-trivial,       lm           each                  accuracy_gain
-      baseline (`ranker`)       imitation-trivial
+      baseline (`ranker`)       imitation-trivial,
+                                dpo-trivial
     with PMP minus without      pmp-no_pmp                the PMP      each, mean:all        accuracy_gain
     binary minus ranked PMP     binary_pmp-ranked_pmp     pmp:SOURCE   each, mean:all        accuracy_gain
       (intervention: ranked PMP's, as equal_updates)
     the fit of loss against N   lm                                     the corpus            FIT_METRICS
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +59,10 @@ FIT_METRICS = (
     "fit:exponent", "fit:coefficient", "fit:curvature", "fit:misfit",
     "offset:constant", "offset:coefficient", "offset:exponent", "offset:identified",
 )  # fmt: skip
-PM_GAIN, PMP_GAIN, BINARY_GAIN = "preference-imitation", "pmp-no_pmp", "binary_pmp-ranked_pmp"
+GAINS = (("preference", "imitation"), ("dpo", "imitation"), ("preference", "dpo"))
+"""Objectives that are compared on the same test items."""
+PM_GAIN, DPO_GAIN = "preference-imitation", "dpo-imitation"
+PMP_GAIN, BINARY_GAIN = "pmp-no_pmp", "binary_pmp-ranked_pmp"
 
 
 _ARM = ("stage", "task", "objective", "init", "N", "pairs_total", "intervention", "metric", "ranker")
@@ -191,9 +198,9 @@ class Study:
             self._items[key] = _stack(runs, parts, what) if parts else None
         return self._items[key]
 
-    def gain(self, task: str, n: int, **arm: Any) -> Items | None:
-        """Preference minus imitation, per seed and item; None if either is missing."""
-        return difference(self.items(task, "preference", n, **arm), self.items(task, "imitation", n, **arm))
+    def gain(self, task: str, n: int, of: str = "preference", over: str = "imitation", **arm: Any) -> Items | None:
+        """One objective minus another, per seed and item; None if either is missing."""
+        return difference(self.items(task, of, n, **arm), self.items(task, over, n, **arm))
 
     def best_trivial(self, task: str) -> tuple[str, Items] | None:
         """The trivial baseline that is right most often on the test items; None if none was measured.
@@ -319,10 +326,10 @@ def _gains(study: Study) -> Iterator[_Row]:
     kinds = {kind: study.tasks(kind) for kind in ("ranked", "binary")}
     for n in sorted({int(n) for n in study.rows(stage="finetune")["N"].dropna()}):
         for intervention in sorted(study.rows(stage="finetune")["intervention"].unique()):
-            for metric in ("accuracy", "accuracy_final"):
+            for metric, (of, over) in itertools.product(("accuracy", "accuracy_final"), GAINS):
                 arm = {"intervention": intervention, "metric": metric}
-                row = {"objective": PM_GAIN, "init": "lm", "N": n} | arm | {"metric": f"{metric}_gain"}
-                gains = {task: study.gain(task, n, **arm) for task in (*tasks, *twins)}
+                row = {"objective": f"{of}-{over}", "init": "lm", "N": n} | arm | {"metric": f"{metric}_gain"}
+                gains = {task: study.gain(task, n, of, over, **arm) for task in (*tasks, *twins)}
                 for task, gain in gains.items():
                     yield row | {"task": task}, mean([gain])
                 for kind, members in kinds.items():
@@ -335,7 +342,7 @@ def _gains(study: Study) -> Iterator[_Row]:
                     )
         for task in (*tasks, *twins):
             if best := study.best_trivial(task):
-                for objective in ("preference", "imitation"):
+                for objective in ("preference", "imitation", "dpo"):
                     row = {
                         "objective": f"{objective}-trivial",
                         "init": "lm",
@@ -356,6 +363,8 @@ def _pmp(study: Study) -> Iterator[_Row]:
     tasks = study.tasks()
     for n, pairs in pmp_points(study):
         rows = study.rows(stage="finetune", objective="preference", N=n, task=tasks[0])
+        hows = {"", *rows[rows["init"].str.startswith("pmp:")]["intervention"]}
+        rows = rows[rows["intervention"].isin(hows)]
         arms = sorted(set(rows[["init", "intervention"]].itertuples(index=False, name=None)))
         found = {(init, how): [study.items(t, "preference", n, init, pairs, how) for t in tasks] for init, how in arms}
         for init, how in arms:

@@ -32,10 +32,12 @@ def _pmp_gain(against: str) -> Callable[[Study], Outcome]:
     def judge(study: Study) -> Outcome:
         tasks = study.tasks()
         rows = study.rows(stage="finetune", objective="preference", intervention="")
-        sources = sorted({s for i in rows[rows["task"].isin(tasks)]["init"].unique() if (s := pmp_source(i))})
+        inits = set(rows[rows["task"].isin(tasks)]["init"])
+        forms = ("binary",) if against == "lm" else ("binary", against)
+        sources = sorted({s for i in inits if (s := pmp_source(i)) and inits >= {f"pmp:{s}:{f}" for f in forms}})
         points = [p for p in pmp_points(study) if p[0] == max(pmp_points(study))[0]]
         arms: dict[int, list[list[Items | None]]] = {}
-        for n, pairs in points:
+        for n, pairs in points if sources else ():
             base, binary = [], []
             for task in tasks:
                 plain = [study.items(task, "preference", n, "lm", pairs)] * len(sources)
@@ -49,7 +51,7 @@ def _pmp_gain(against: str) -> Callable[[Study], Outcome]:
         if not arms:
             return Outcome(NOT_RUN, note="no finetuning from both arms on every task")
         gains = {pairs: [difference(a, b) for a, b in zip(*arm, strict=True)] for pairs, arm in arms.items()}
-        pairs = _nearest(list(arms))
+        pairs = nearest(list(arms))
         estimate = known(mean(gains[pairs]))
         verdict = direction(estimate) if above_floor(study, tasks, arms[pairs]) else FLOOR
         details = [
@@ -85,7 +87,7 @@ def _symbols(
         if not len(rows):
             return Outcome(NOT_RUN, note="the symbols experiment was not run")
         n = int(rows["N"].max())
-        pairs = _nearest([int(p) for p in rows[rows["N"] == n]["pairs_total"].unique()])
+        pairs = nearest([int(p) for p in rows[rows["N"] == n]["pairs_total"].unique()])
         arms: dict[str, Items] = {}
         for init in ("lm", *rows["init"].unique()):
             items = study.items(SYMBOLS, "preference", n, init, pairs)
@@ -123,8 +125,9 @@ def _binary_between(arms: dict[str, Items]) -> list[tuple[str, Items]]:
     return [(f"{a} minus {b}", known(difference(arms[a], arms[b]))) for a, b in (("T2", "Tb"), ("Tb", "T3"))]
 
 
-def _nearest(pairs: Sequence[int]) -> int:
-    return min(pairs, key=lambda p: (abs(math.log(p / SMALL_DATA)), p))
+def nearest(pairs: Sequence[int], to: int = SMALL_DATA) -> int:
+    """The number of pairs that is nearest by its ratio."""
+    return min(pairs, key=lambda p: (abs(math.log(p / to)), p))
 
 
 CLAIMS = (

@@ -31,6 +31,7 @@ RC: Any = {
 OBJECTIVES = {  # objective -> name, color, marker
     "preference": ("preference modeling", VERMILION, "o"),
     "imitation": ("imitation", BLUE, "s"),
+    "dpo": ("DPO", ORANGE, "D"),
     "untuned": ("untuned LM", GRAY, "^"),
 }
 BASELINES = {  # ranker -> name, dashes of its thin line
@@ -44,13 +45,20 @@ BASELINES = {  # ranker -> name, dashes of its thin line
 
 class Drawing(NamedTuple):
     """How to draw a figure; `caption` says how to read it and what it corresponds to in the paper, `numbers` which of
-    the paper's figures it is, and `stage` the rows without which a study has nothing to do with it ("": any study)."""
+    the paper's figures it is, `stage` the rows without which a study has nothing to do with it ("": any study), and
+    `needs` says so of what a stage does not tell."""
 
     draw: Callable[["pd.DataFrame"], "Figure"]
     title: str
     caption: str
     numbers: tuple[int, ...] = ()
     stage: str = ""
+    needs: Callable[["pd.DataFrame"], bool] = lambda table: True
+
+
+def concerns(table: "pd.DataFrame", drawing: Drawing) -> bool:
+    """Whether a study with this table has anything to do with a figure."""
+    return drawing.stage in {"", *table["stage"].unique()} and drawing.needs(table)
 
 
 class NoRows(Exception):
@@ -63,6 +71,15 @@ def new_figure(columns: int = 1, rows: int = 1, panel: tuple[float, float] = PAN
 
     figure = Figure(figsize=(panel[0] * columns, panel[1] * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def panels(count: int, columns: int = 4, panel: tuple[float, float] = PANEL, **kwargs: Any) -> Any:
+    """A figure of `count` panels, `columns` to a row, and their axes in order."""
+    columns = min(count, columns)
+    figure, axes = new_figure(columns, -(-count // columns), panel, **kwargs)
+    for ax in axes.flat[count:]:
+        ax.set_axis_off()
+    return figure, list(axes.flat[:count])
 
 
 def select(table: "pd.DataFrame", **where: Any) -> "pd.DataFrame":
