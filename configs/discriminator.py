@@ -1,5 +1,6 @@
 """The per-token discriminator: was this token written by a person or by a model? (Appendix D.)
 
+    python -m hhh_jax.thirds --checkpoint=runs/pretrain-98k --source=stdlib --output=data/thirds
     python -m hhh_jax.main --config=configs/discriminator.py:98k,data=data/thirds,init=runs/pretrain-98k --workdir=DIR
 """
 

@@ -27,7 +27,8 @@ def job(directory: Path, *, after: Path | None, study: str, **runs: Path) -> Non
     from hhh_jax.run import write_lines
 
     measured: dict[int, dict[str, np.ndarray]] = {}
-    first, same = None, set()
+    first: tuple[dict[str, Any], np.ndarray] | None = None
+    same = set()
     for run in runs.values():
         flip = round(100 * json.loads((run / "config.json").read_text(encoding="utf-8"))["data.flip"])
         row = json.loads((run / "rows.jsonl").read_text(encoding="utf-8").splitlines()[0])

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from tiny_runs import tiny
 
-from hhh_jax import run, thirds
+from hhh_jax import results, run, thirds
 from hhh_jax.data import datasets, labeled_rows
 from hhh_jax.errors import UserError
+from hhh_jax.evals import discriminator
 from hhh_jax.sample import Decoding, Prompt, sample
 from hhh_jax.scoring import load_scorer
 
@@ -101,8 +102,21 @@ def test_what_cannot_be_made_is_said(pretrained, ranked, corpus, made, tmp_path)
         thirds.make(pretrained, tmp_path / "c", asked(corpus, rows=2))
 
 
-def test_a_discriminator_trains_on_the_rows(made, pretrained, tmp_path):
+def test_a_discriminator_trains_on_the_rows_and_is_judged(made, pretrained, tmp_path):
     c = tiny("discriminator", made, data__row_length=LENGTH, data__max_tokens=12, init__checkpoint=pretrained)
     run.run(c, tmp_path, quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert {row["metric"] for row in rows} == {"loss", "accuracy"}
+    output = tmp_path / "judged"
+    output.mkdir()
+    asked_of = {"task": "counting", "data": "", "problems": 4, "samples": 6, "shown": 2}
+    discriminator.job(output, after=tmp_path, study="s", rows=made, writer=pretrained, **asked_of)
+    judged = [json.loads(line) for line in (output / "rows.jsonl").read_text().splitlines()]
+    assert all(set(row) <= set(results.COLUMNS) for row in judged)
+    overall = {row["seed"]: row["value"] for row in rows if row["metric"] == "accuracy"}
+    by_kind = [row["value"] for row in judged if row["metric"].startswith("accuracy:") and row["split"] == "test"]
+    assert np.mean(by_kind) == pytest.approx(np.mean(list(overall.values())))  # a third of the rows each
+    distances = {row["split"] for row in judged if row["metric"] == "accuracy_at_distance"}
+    assert distances == {"train", "test"}
+    ranked = {(row["ranker"], row["k"]) for row in judged if row["metric"] == "top_accuracy"}
+    assert ranked == {(ranker, k) for ranker in ("p_human", "logp", "ensemble") for k in (1, 2, 4, 6)}

@@ -48,7 +48,8 @@ def job(directory: Path, *, after: Path | None, study: str, variant: str, most: 
     rows = best_of_n_rows(rewards_GxS, gold(variant, seed), pool_PxM, most)
     first = json.loads((after / "rows.jsonl").read_text(encoding="utf-8").splitlines()[0])
     kept = {name: value for name, value in first.items() if name in results.COLUMNS and name not in _OWN}
-    about = kept | {"study": study, "run": directory.name, "stage": "best_of_n", "split": "test", "seed": ""}
+    about = kept | {"study": study, "run": directory.name, "stage": "best_of_n", "split": "test", "curve": "separate"}
+    about |= {"seed": ""}
     run_lib.write_lines(directory / "rows.jsonl", [about | row for row in rows])
     run_lib.write_lines(directory / "items.jsonl", [])
 

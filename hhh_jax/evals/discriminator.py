@@ -15,7 +15,6 @@ the log of eq. D.2, P_ens(t) = D / (1 - D) * P_theta(t) without its normalizer, 
 The paper's figure 35 is on training data; both splits are given here, and differences need not be the same.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,7 +80,7 @@ def job(
       shown: numbers in the context of ``counting``.
     """
     assert after is not None
-    discriminator, tokenizer, seeds = load_scorer(str(after))
+    discriminator, tokenizer, _ = load_scorer(str(after))
     told = labeled_rows.read_about(rows)
     found: list[dict[str, Any]] = []
     for split in ("train", "test"):
@@ -105,7 +104,6 @@ def job(
     }  # fmt: skip
     run_lib.write_lines(directory / "rows.jsonl", [about | row for row in found])
     run_lib.write_lines(directory / "items.jsonl", [])
-    (directory / "about.json").write_text(json.dumps({"seeds": seeds, "problems": len(drawn)}) + "\n")
 
 
 # Figure 35: tokens by their distance from the switch.
