@@ -39,6 +39,6 @@ END
 [ -f "$library" ] || mv "$library.partial" "$library"
 prepare published/books --source=text --input="$data/text/books"
 prepare published/stdlib --source=text --input="$library"
-prepare data/lm --source=mix --input="$work/published/books,$work/published/stdlib"
+prepare data/lm --source=mix --kind=documents --input="$work/published/books,$work/published/stdlib"
 
 python -m hhh_jax.study --config="configs/studies/objectives.py:data=$work/data" --workdir="$work/study"
