@@ -82,6 +82,7 @@ class Asked(NamedTuple):
         does without the latter.
       rows: training rows, at most.
       row_length: tokens of a row; 0 takes what fits, up to `ROW_TOKENS`.
+      context: tokens that the teacher reads at once; 0 takes the length of the rows that it was trained on.
       k: tokens that are stored with their log-probability.
       seed: which of the teacher's seeds; -1 takes its first.
     """
@@ -92,6 +93,7 @@ class Asked(NamedTuple):
     dialogues: str
     rows: int
     row_length: int
+    context: int
     k: int
     seed: int
 
@@ -103,7 +105,7 @@ def make(teacher_dir: Path, output: Path, asked: Asked) -> dict[str, Any]:
     and an `output` that holds something else.
     """
     c, tokenizer = run_lib.load_config(open_path(teacher_dir))
-    context = c.data.row_length
+    context = asked.context or c.data.row_length
     prompt, text = _prompt_text(asked, tokenizer, context)
     prefix = tokenizer.encode(text)
     length = asked.row_length or min(ROW_TOKENS, context - len(prefix))
@@ -278,6 +280,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("dialogues", "", "Pairs whose contexts and good sides are questions and answers.")
     flags.DEFINE_integer("rows", 1024, "Training rows, at most.", lower_bound=1)
     flags.DEFINE_integer("row_length", 0, "Tokens of a row; 0: what the context has room for, up to 1536.")
+    flags.DEFINE_integer("context", 0, "Tokens that the teacher reads at once; 0: of the rows that it was trained on.")
     flags.DEFINE_integer("k", TOP_K, "Tokens stored for each place.", lower_bound=1)
     flags.DEFINE_integer("seed", -1, "The teacher's seed; -1: its first.")
     cli.start(main)

@@ -1,6 +1,6 @@
 """One Elo score for each model from A/B comparisons, by eq. 3.1's loss (paper figure 9, table 2).
 
-    python -m hhh_jax.elo comparisons.csv [--json]
+    python -m hhh_jax.elo comparisons.csv [--json] [--results=DIR]
 
 The CSV has the columns model_a, model_b and either wins_a, wins_b (how many comparisons each won; a tie is half a win
 for both) or rate (the share that model_a won, where the counts are unknown: all rows then weigh the same). Scores are
@@ -16,13 +16,18 @@ Fitted with equal weights, the paper's table 2 gives 0, 108.3, 171.9, 288.1 and 
 12B distilled. Its figure 9 has 0, 103, 177, 277 and 297, so the fit is higher by 5, lower by 5, higher by 11 and by 4.
 The numbers of comparisons behind the table's rates are unpublished and could be all of the difference: there are
 weights, from 4% to 38% of all comparisons for a pair, with which the same rates give figure 9.
+
+``--results=DIR`` writes the scores as a results table, for ``python -m hhh_jax.figures --figure=9``. Models are named
+``SIZE`` or ``SIZE ARM`` then, as "52B", "52B prompt", "12B short prompt" or "12B distilled".
 """
 
 import csv
 import json
 import math
+import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -32,6 +37,9 @@ from hhh_jax.errors import UserError
 
 ELO_PER_NAT = 400 / math.log(10)
 _Z = 1.959964  # 97.5% of the normal distribution
+_NAME = re.compile(r"([0-9.]+)\s*([kMB])\s*(.*)", re.IGNORECASE)
+_UNITS = {"k": 1e3, "m": 1e6, "b": 1e9}
+_ARMS = {"": "", "prompt": "prompt", "short prompt": "short", "distilled": "distilled+template"}
 
 
 class Comparison(NamedTuple):
@@ -166,11 +174,52 @@ def _number(row: dict[str, str | None], column: str, place: str, most: float) ->
     return value
 
 
+def rows(ratings: Sequence[Rating], total: float, study: str) -> list[dict[str, Any]]:
+    """The ratings as rows of the results table: metric ``elo``, with the 95% interval where there is one.
+
+    Args:
+      total: number of comparisons; with rates, of rates.
+
+    Raises UserError for a name that says no size.
+    """
+    found = []
+    for model, value, _, lo, hi in ratings:
+        n, intervention = _size_and_arm(model)
+        interval = {} if lo is None else {"lo": lo, "hi": hi}
+        about = {"study": study, "run": study, "stage": "evaluate", "split": "test", "curve": "separate"}
+        about |= {"task": "comparisons", "metric": "elo", "N": n, "intervention": intervention}
+        found.append(about | {"value": value, "n_items": round(total)} | interval)
+    return found
+
+
+def _size_and_arm(model: str) -> tuple[int, str]:
+    match = _NAME.fullmatch(model)
+    arm = match[3].strip().lower() if match else ""
+    try:
+        assert match
+        return round(float(match[1]) * _UNITS[match[2].lower()]), _ARMS.get(arm, arm.replace(" ", "_"))
+    except (AssertionError, ValueError):
+        raise UserError(f"the model {model!r} has no size: name it as 52B, 52B prompt or 12B distilled") from None
+
+
+def write_results(ratings: Sequence[Rating], total: float, folder: Path) -> None:
+    """Writes results.csv and an empty summary.csv, for `hhh_jax.figures`."""
+    from hhh_jax import results
+
+    table = rows(ratings, total, folder.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    results.write_table(table, folder / "results.csv")
+    results.write_table([], folder / "summary.csv")
+
+
 def main(argv: Sequence[str]) -> None:
     if len(argv) != 2:
         raise UserError("give one file of comparisons: python -m hhh_jax.elo comparisons.csv")
     comparisons, counts = read(argv[1])
     ratings = fit(comparisons, counts)
+    total = sum(c.wins_a + c.wins_b for c in comparisons)
+    if _RESULTS.value:
+        write_results(ratings, total, Path(_RESULTS.value))
     if _JSON.value:
         for rating in ratings:
             print(json.dumps(rating._asdict()))
@@ -178,7 +227,6 @@ def main(argv: Sequence[str]) -> None:
     width = max(len(rating.model) for rating in ratings)
     for model, elo, _, lo, hi in ratings:
         print(f"{model:{width}} {elo:8.1f}" + (f"  [{lo:.1f}, {hi:.1f}]" if counts else ""))
-    total = sum(c.wins_a + c.wins_b for c in comparisons)
     print(
         f"Elo above {ratings[0].model}, "
         + (f"95% intervals from the observed information of {total:g} comparisons" if counts else
@@ -188,4 +236,5 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     _JSON = flags.DEFINE_bool("json", False, "Print a JSON object a model.")
+    _RESULTS = flags.DEFINE_string("results", None, "Folder to write a results table into.")
     cli.start(main)

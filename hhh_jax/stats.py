@@ -17,7 +17,7 @@ tasks.
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -182,6 +182,38 @@ class PowerLaw(NamedTuple):
 
 
 EXPONENTS = np.geomspace(0.005, 3.0, 100)
+MISFIT = 0.02
+"""The largest relative distance from the line of a loss that still follows a power law."""
+
+
+class Line(NamedTuple):
+    """L = coefficient * N ** -exponent, fitted to log L by least squares, and the largest relative distance from it."""
+
+    exponent: float
+    coefficient: float
+    misfit: float
+
+
+def power_law_line(loss_R: Sequence[float], n_params_R: Sequence[float]) -> Line:
+    """The fit of `power_law` to losses of which nothing is known but their value, as a published curve's."""
+    x_R, y_R = (np.log10(np.asarray(values, dtype=np.float64)) for values in (n_params_R, loss_R))
+    slope, level = np.linalg.pinv(np.vander(x_R, 2)) @ y_R
+    return Line(-float(slope), float(10**level), float(np.abs(10 ** (slope * x_R + level - y_R) - 1).max()))
+
+
+def flaws(misfit: float, curvature: Any = None, exponent: Any = None) -> list[str]:
+    """What speaks against a fit that was made; nothing if it can be used.
+
+    Args:
+      misfit: largest relative distance from the line.
+      curvature, exponent: with ``lo`` and ``hi``, the ends of their 95% intervals; None if these are not known.
+    """
+    found = [f"misses a loss by {misfit:.1%}"] if misfit > MISFIT else []
+    if curvature is not None and not curvature.lo <= 0 <= curvature.hi:
+        found.append("flattens" if curvature.lo > 0 else "steepens")
+    if exponent is not None and exponent.lo <= 0 <= exponent.hi:
+        found.append("has no slope beyond its interval")
+    return found
 
 
 def power_law(

@@ -35,7 +35,7 @@ def prompt_file(tmp_path_factory) -> Path:
 def asked(prompt, corpus, **other) -> distill.Asked:
     given = {
         "prompt": str(prompt), "piece": 0, "data": str(corpus), "dialogues": "", "rows": 70, "row_length": 40,
-        "k": 20, "seed": -1,
+        "context": 0, "k": 20, "seed": -1,
     }  # fmt: skip
     return distill.Asked(**given | other)
 
@@ -111,6 +111,7 @@ def test_other_settings_in_the_same_folder_are_refused(teacher, prompt_file, cor
     ("other", "words"),
     [
         ({"row_length": 180}, "more than the 192 tokens of the teacher's context"),
+        ({"context": 50}, "more than the 50 tokens of the teacher's context"),
         ({"prompt": "hhh"}, "use a shorter prompt or row, or --piece=1"),
         ({"k": 1000}, "vocabulary has 300"),
         ({"seed": 7}, r"has seeds \[0, 1\]"),

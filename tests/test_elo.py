@@ -9,24 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hhh_jax import elo
+from hhh_jax import elo, results
 from hhh_jax.elo import Comparison
 from hhh_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-TABLE_2 = """model_a,model_b,rate
-200M,800M,.34
-200M,3B,.30
-200M,12B,.13
-200M,52B,.16
-800M,3B,.40
-800M,12B,.26
-800M,52B,.25
-3B,12B,.34
-3B,52B,.34
-12B,52B,.45
-12B distilled,12B,.46
-"""
+TABLE_2 = str(ROOT / "hhh_jax" / "figures" / "paper_table2.csv")
+PROMPTED = ("200M prompt", "800M prompt", "3B prompt", "12B prompt", "52B prompt")
 
 
 def _elo(ratings):
@@ -42,27 +31,39 @@ def _loss(elo_of, comparisons):
     return total
 
 
-def test_table_2_with_equal_weights(tmp_path):
-    file = tmp_path / "table2.csv"
-    file.write_text(TABLE_2)
-    comparisons, counts = elo.read(str(file))
+def test_table_2_with_equal_weights():
+    comparisons, counts = elo.read(TABLE_2)
     found = elo.fit(comparisons, counts)
-    expected = {"200M": 0, "800M": 108.3, "3B": 171.9, "12B": 288.1, "52B": 301.4, "12B distilled": 260.2}
-    assert _elo(found) == pytest.approx(expected, abs=0.05) and found[0].model == "200M"
+    expected = dict(zip(PROMPTED, (0, 108.3, 171.9, 288.1, 301.4), strict=True)) | {"12B distilled": 260.2}
+    scores = _elo(found)
+    assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=0.05)
+    for arm, rate in (("52B distilled", 0.46), ("52B short prompt", 0.47)):  # each compared with one model only
+        assert scores[arm] - scores["52B prompt"] == pytest.approx(400 * np.log10(rate / (1 - rate)), abs=0.01)
     assert not counts and all(rating.se is rating.lo is rating.hi is None for rating in found)
 
 
-def test_figure_9_is_the_same_rates_with_other_weights(tmp_path):
+def test_figure_9_is_the_same_rates_with_other_weights():
     """What the module says of the figure's offsets from the table: unequal counts can explain them."""
-    file = tmp_path / "table2.csv"
-    file.write_text(TABLE_2)
     weights = (39, 39, 39, 116, 39, 111, 39, 39, 383, 154)
-    rates = elo.read(str(file))[0][: len(weights)]
+    rates = elo.read(TABLE_2)[0][: len(weights)]
     comparisons = [
         Comparison(a, b, n * rate, n * (1 - rate)) for n, (a, b, rate, _) in zip(weights, rates, strict=True)
     ]
-    expected = {"200M": 0, "800M": 103, "3B": 177, "12B": 277, "52B": 297}
+    expected = dict(zip(PROMPTED, (0, 103, 177, 277, 297), strict=True))
     assert _elo(elo.fit(comparisons)) == pytest.approx(expected, abs=1)
+
+
+def test_rows_name_size_and_arm(tmp_path):
+    short = "12.5b Short Prompt"
+    ratings = elo.fit([Comparison("200M prompt", short, 36, 64), Comparison(short, "3B", 1, 1)])
+    elo.write_results(ratings, 102, tmp_path / "mine")
+    table = results.read_with_summary(tmp_path / "mine" / "results.csv").set_index("N")
+    assert dict(table["intervention"]) == {200_000_000: "prompt", 12_500_000_000: "short", 3_000_000_000: ""}
+    row = table.loc[12_500_000_000]
+    assert (row["value"], row["lo"], row["hi"]) == pytest.approx(ratings[1][1:2] + ratings[1][3:])
+    assert set(table["metric"]) == {"elo"} and set(table["n_items"]) == {102}
+    with pytest.raises(UserError, match="the model 'ours' has no size"):
+        elo.rows([elo.Rating("ours", 0.0, None, None, None)], 1, "x")
 
 
 def test_two_models():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hhh_jax import figures
+from hhh_jax import figures, stats
 from hhh_jax.errors import UserError
 from hhh_jax.figures import paper
 
@@ -54,10 +54,55 @@ def test_draws_every_series_of_every_panel(figure):
         assert len(ax.get_legend_handles_labels()[1]) == of_panel["series"].nunique()
 
 
+@pytest.mark.parametrize(
+    ("panel", "series", "exponent", "broken"),
+    [("stackexch", "StackExch", 0.0054, False), ("reddit", "Reddit", 0.0108, False), ("wiki", "Wiki", 0.0413, True)],
+)
+def test_power_laws_of_figure_27_are_least_squares(panel, series, exponent, broken):
+    """By polynomial least squares of the same digitized points; a curve that bends is called broken."""
+    rows = paper.curves()
+    rows = rows[(rows["figure"] == 27) & (rows["panel"] == panel) & (rows["series"] == series)]
+    slope, level = np.polyfit(np.log(rows["x"]), np.log(rows["y"]), 1)
+    line = stats.power_law_line(rows["y"], rows["x"])
+    assert (line.exponent, line.coefficient) == pytest.approx((-slope, np.exp(level)))
+    assert line.exponent == pytest.approx(exponent, abs=5e-5)
+    off = np.abs(np.exp(level + slope * np.log(rows["x"])) / rows["y"] - 1).max()
+    assert (off > stats.MISFIT) == broken == bool(stats.flaws(line.misfit))
+
+
+def test_fits_are_drawn_with_their_exponents():
+    labels = paper.draw(27).axes[0].get_legend_handles_labels()[1]
+    assert sorted(labels) == ["Mix, exponent 0.006", "StackExch, exponent 0.005"]
+    broken = paper.draw(28).axes[0].get_legend_handles_labels()[1]
+    assert broken == ["Hellaswag, exponent 0.305 (misses a loss by 48.1%)"]
+
+
+def test_figure_9_has_bars_and_the_refit_of_table_2():
+    (ax,) = paper.draw(9).axes[:1]
+    labels = ax.get_legend_handles_labels()[1]
+    assert len(labels) == 4 and not any("error bar" in label for label in labels)
+    refit = next(line for line in ax.get_lines() if str(line.get_label()).startswith("table 2"))
+    scores = sorted(zip(*refit.get_data(), strict=True))
+    assert scores[0] == (200_000_000, 0) and scores[-1][1] == pytest.approx(301.4, abs=0.05)
+    bars = [path for collection in ax.collections for path in collection.get_segments()]
+    assert len(bars) == 4
+
+
+@pytest.mark.parametrize(("panel", "curves"), [("sizes", 7), ("alignment50B", 3)])
+def test_curves_of_figure_24_share_an_area_of_one(panel, curves):
+    """Per factor of 10. Some of the right panel's points lie outside its frame."""
+    rows = paper.curves()
+    areas = [
+        np.trapezoid(line["y"], np.log10(line["x"]))
+        for _, line in rows[(rows["figure"] == 24) & (rows["panel"] == panel)].sort_values("x").groupby("series")
+    ]
+    assert areas == pytest.approx([1 / curves] * curves, rel=0.06)
+
+
 def test_says_what_is_missing(tmp_path):
     with pytest.raises(UserError, match="no curves in a figure 1; there are 2, 3"):
         figures.draw_figure("1", None, tmp_path, with_paper=True)
     with pytest.raises(UserError, match="--results, --paper"):
         figures.draw_figure("3", None, tmp_path, with_paper=False)
-    with pytest.raises(UserError, match="no figure 1 can be drawn from a results table; there are 2, 3, .*scaling"):
+    with pytest.raises(UserError, match=r"no figure 1 can be drawn from a results table; there are 2, 3, .*scaling"):
         figures.draw_figure("1", "results.csv", tmp_path, with_paper=False)

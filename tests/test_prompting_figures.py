@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from hhh_jax import results
-from hhh_jax.figures import FIGURES, prompting, style
+from hhh_jax.figures import FIGURES, prompting, sampling, style
 
 SIZES = {12288: 0.5, 98304: 0.6}
 
@@ -75,7 +75,43 @@ def test_counting_shows_each_number_beside_one_over_n():
     assert set(drawn(right)) == {"after 1, ..., 63 in context", "trained"} and len(drawn(right)["trained"][0]) == 8
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if FIGURES[name].draw.__module__.endswith("prompting")])
+@pytest.mark.parametrize("name", [*prompting.FIGURES, *sampling.FIGURES])
 def test_without_rows_a_figure_says_what_it_needs(name):
     with pytest.raises(style.NoRows, match="no rows of"):
         FIGURES[name].draw(table(evaluated("something else")))
+
+
+def test_two_conversations_are_drawn_apart():
+    """Figure 20, right; and what has two conversations in context is not in its left half."""
+    arms = ("", "short", "two", "distilled+two", "finetuned_16_steps+two")
+    rows = table(evaluated("own_hhh", "mutual_information", interventions=arms))
+    lines = drawn(prompting.two_conversations(rows).axes[0])
+    names = {"two conversations alone", "finetuned on the prompt, and two", "distilled, and two", "short prompt"}
+    assert set(lines) == names
+    np.testing.assert_allclose(lines["distilled, and two"][1], [0.61, 0.71])
+    assert set(drawn(prompting.hhh(rows).axes[0])) == {"no intervention", "short prompt"}
+
+
+def test_elo_bars_are_one_standard_error():
+    rows = [
+        {"stage": "evaluate", "split": "test", "task": "comparisons", "metric": "elo", "N": n, "seed": "",
+         "intervention": "prompt", "value": elo, "lo": elo - 1.96 * se, "hi": elo + 1.96 * se}
+        for n, elo, se in ((2e8, 0.0, 0.0), (5.2e10, 300.0, 20.0))
+    ]  # fmt: skip
+    (ax, *_) = sampling.elo(table(rows)).axes
+    bars = ax.containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose([segment[:, 1] for segment in bars], [[0, 0], [280, 320]])
+    assert drawn(ax)["HHH prompt"][1] == [0.0, 300.0]
+
+
+def test_densities_are_drawn_at_their_scores():
+    rows = []
+    for place in (-300, -200, -100, 0):
+        for task in ("toxicity:toxic", "toxicity:nontoxic"):
+            rows += evaluated(task, metric="toxicity_density", k=place)
+    figure = sampling.toxicity_density(table(rows))
+    by_size, by_arm = figure.axes[:2]
+    assert [line.get_label() for line in by_size.get_lines()] == ["no intervention, 12k", "no intervention, 98k"]
+    np.testing.assert_allclose(by_size.get_lines()[0].get_xdata(), [1e-3, 1e-2, 1e-1, 1])
+    np.testing.assert_allclose(by_arm.get_lines()[1].get_ydata(), 0.71)  # the largest, prompted, mean of two seeds
+    assert [line.get_label() for line in by_arm.get_lines()] == ["no intervention", "short prompt"]

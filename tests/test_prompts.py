@@ -12,7 +12,7 @@ import pytest
 from hhh_jax import prompts
 from hhh_jax.errors import UserError
 
-HHH, SHORT = prompts.load("hhh"), prompts.load("short")
+HHH, SHORT, TWO = (prompts.load(name) for name in ("hhh", "short", "two"))
 INTRODUCTION, CONVERSATIONS = prompts.conversations(HHH.text)
 
 
@@ -20,13 +20,14 @@ def test_sizes_are_the_papers():
     assert len(CONVERSATIONS) == 14 and len(prompts.conversations(SHORT.text)[1]) == 1
     assert 4500 <= len(HHH.text.split()) <= 4700
     assert len(SHORT.text.split()) <= 170
+    assert len(prompts.conversations(TWO.text)[1]) == 2 and len(TWO.text.split()) <= 170
     assert all(200 <= len(conversation.split()) <= 400 for conversation in CONVERSATIONS)
 
 
-@pytest.mark.parametrize("prompt", [HHH, SHORT], ids=lambda prompt: prompt.name)
+@pytest.mark.parametrize("prompt", [HHH, SHORT, TWO], ids=lambda prompt: prompt.name)
 def test_turns_alternate_from_human_to_assistant(prompt):
     introduction, conversations = prompts.conversations(prompt.text)
-    assert introduction and not re.search("Human:|Assistant:", introduction)
+    assert bool(introduction) == (prompt is not TWO) and not re.search("Human:|Assistant:", introduction)
     for conversation in conversations:
         pieces = re.split(r"(?:^|\n\n)(Human|Assistant): ", conversation)
         assert pieces[0] == "" and pieces[1::2] == ["Human", "Assistant"] * (len(pieces) // 4)
@@ -34,7 +35,7 @@ def test_turns_alternate_from_human_to_assistant(prompt):
         assert len(re.findall("Human:|Assistant:", conversation)) == len(pieces) // 2
 
 
-@pytest.mark.parametrize("prompt", [HHH, SHORT], ids=lambda prompt: prompt.name)
+@pytest.mark.parametrize("prompt", [HHH, SHORT, TWO], ids=lambda prompt: prompt.name)
 def test_text_is_plain(prompt):
     assert prompt.text.isascii() and prompt.text.endswith(f"\n\n{prompts.SEPARATOR}")
     assert not re.search(r"[ \t]\n|\n{4}|\t|\r", prompt.text)
@@ -150,7 +151,7 @@ def test_the_original_is_known_by_size_and_hash(tmp_path, monkeypatch):
 def test_files_that_are_no_prompt_are_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
-    with pytest.raises(UserError, match=r"no prompt hhhh .*give hhh, short or a text file; did you mean hhh\?"):
+    with pytest.raises(UserError, match=r"no prompt hhhh .*give hhh, short, two or a text file; did you mean hhh\?"):
         prompts.load("hhhh")
     with pytest.raises(UserError, match=r"did you mean .*latin\.txt\?"):
         prompts.load(str(tmp_path / "latin1.txt"))

@@ -207,6 +207,27 @@ def test_offset_fit_is_scipys():
     np.testing.assert_allclose([c, np.log(a), exponent], weighted, rtol=0.03)
 
 
+def test_a_line_through_points_is_least_squares_in_log_log():
+    loss_R = np.array([4.4, 3.1, 2.8, 2.65])
+    line = stats.power_law_line(loss_R, SIZES)
+    slope, level = np.polyfit(np.log(SIZES), np.log(loss_R), 1)
+    np.testing.assert_allclose([line.exponent, line.coefficient], [-slope, np.exp(level)])
+    distance_R = np.exp(level) * np.power(np.asarray(SIZES, float), slope) / loss_R - 1
+    assert line.misfit == pytest.approx(np.abs(distance_R).max()) and line.misfit > stats.MISFIT
+    fit = stats.power_law([stats.sample(np.full((2, 9), loss) + np.linspace(-1e-9, 1e-9, 9)) for loss in loss_R], SIZES)
+    assert (fit.exponent.value, fit.coefficient.value, fit.misfit) == pytest.approx(tuple(line), rel=1e-6)
+
+
+def test_broken_fits_are_flagged():
+    good = stats.power_law(_losses([20 * n**-0.09 for n in SIZES]), SIZES)
+    assert stats.flaws(good.misfit, good.curvature, good.exponent) == []
+    bent = stats.power_law(_losses([6.0, 4.5, 4.4, 4.6]), SIZES)
+    told = [f"misses a loss by {bent.misfit:.1%}", "flattens"]
+    assert stats.flaws(bent.misfit, bent.curvature, bent.exponent) == told
+    level = stats.power_law(_losses([5.0, 5.0, 5.0, 5.0], noise=0.3), SIZES)
+    assert "has no slope beyond its interval" in stats.flaws(level.misfit, level.curvature, level.exponent)
+
+
 def test_power_law_needs_three_sizes():
     with pytest.raises(ValueError, match="three model sizes"):
         stats.power_law(_losses([5.0, 4.0]), SIZES[:2])

@@ -6,7 +6,12 @@
 2. teachers: the largest of them reads the short prompt in front of text, and the same without it (control)
 3. students of every size; finetuning on the prompt as a curve over steps
 4. our own HHH comparisons, bare, in the dialogue form and prompted: figures 2 (left), 6 and 20
-5. counting: told against trained (figure 26)
+5. two conversations in context: alone, after finetuning on the prompt, after distillation (figure 20, right)
+6. iterated distillation: a prompt that is too long for the teacher's context, piece by piece (appendix B.5)
+7. counting: told against trained (figure 26)
+
+The prompt of this study is the short one, with one conversation; the two of point 5 are others, of about its length.
+In the paper two conversations are a small part of the prompt.
 
 Models of these sizes answer at chance; what is real here is that the whole of section 2 runs, with intervals. With
 ``:data=DIR``, a folder with prepared ``hhh_alignment``, ``truthfulqa`` and ``lambada``, these are evaluated too.
@@ -39,13 +44,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.teacher_rows = 64
     c.row_length = 256
     c.prompt_steps = (1, 4, 16)
+    c.iterated = {"rung": "98k", "context": 640, "pieces": 2}
     c.counting = {"rung": "98k", "tokens": 4e5, "steps": (1, 2, 4, 8, 16)}
     return c
 
 
 def runs(c: ml_collections.ConfigDict) -> list[Planned]:
     """All runs, every one after those that it needs."""
-    return [*_pretraining(c), *_distillation(c), *_prompt_finetuning(c), *_counting(c)]
+    return [*_pretraining(c), *_distillation(c), *_prompt_finetuning(c), *_iterated(c), *_counting(c)]
 
 
 def _lm(c: ml_collections.ConfigDict, stage: str, rung: str, source: str, **settings: Any) -> ml_collections.ConfigDict:
@@ -70,23 +76,42 @@ def _evaluations(c: ml_collections.ConfigDict, after: str, interventions: tuple[
 def _pretraining(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     for rung in c.rungs:
         yield Planned(f"pretrain-{rung}", _lm(c, "pretrain", rung, "stdlib", tokens=c.tokens))
-        yield from _evaluations(c, f"pretrain-{rung}", ("none", "template", "short"))
+        yield from _evaluations(c, f"pretrain-{rung}", ("none", "template", "short", "two"))
 
 
 def _distillation(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     arms = {"short": "distilled", "none": "distilled_unprompted"}
     for prompt in arms:
-        arguments = {
-            "prompt": prompt, "piece": 0, "data": "stdlib", "dialogues": "", "rows": c.teacher_rows,
-            "row_length": c.row_length, "k": 50, "seed": -1,
-        }  # fmt: skip
-        yield Planned(f"teacher-{prompt}", job=Job("distill", arguments), after=f"pretrain-{c.rungs[-1]}")
+        yield _teacher(c, f"teacher-{prompt}", prompt, f"pretrain-{c.rungs[-1]}")
     for rung in c.rungs:
         for prompt, arm in arms.items():
-            settings = {"data.row_length": c.row_length, "batch.rows": 4, "epochs": 2.0, "labels.intervention": arm}
-            student = _lm(c, "distill", rung, f"{RUN}teacher-{prompt}", **settings)
-            yield Planned(f"{arm}-{rung}", student, f"pretrain-{rung}")
-            yield from _evaluations(c, f"{arm}-{rung}", ("template",))
+            yield _student(c, rung, arm, f"{arm}-{rung}", f"teacher-{prompt}", f"pretrain-{rung}")
+            yield from _evaluations(c, f"{arm}-{rung}", ("template", "two") if prompt == "short" else ("template",))
+
+
+def _teacher(c: ml_collections.ConfigDict, name: str, prompt: str, after: str, piece: int = 0) -> Planned:
+    arguments = {
+        "prompt": prompt, "piece": piece, "data": "stdlib", "dialogues": "", "rows": c.teacher_rows,
+        "row_length": c.row_length, "context": c.iterated.context if piece else 0, "k": 50, "seed": -1,
+    }  # fmt: skip
+    return Planned(name, job=Job("distill", arguments), after=after)
+
+
+def _student(c: ml_collections.ConfigDict, rung: str, arm: str, name: str, teacher: str, after: str) -> Planned:
+    settings = {"data.row_length": c.row_length, "batch.rows": 4, "epochs": 2.0, "labels.intervention": arm}
+    return Planned(name, _lm(c, "distill", rung, f"{RUN}{teacher}", **settings), after)
+
+
+def _iterated(c: ml_collections.ConfigDict) -> Iterator[Planned]:
+    """The student of one piece is the teacher of the next."""
+    rung = c.iterated.rung
+    after = f"pretrain-{rung}"
+    for piece in range(1, c.iterated.pieces + 1):
+        arm = f"distilled_{piece}_of_{c.iterated.pieces}_pieces"
+        yield _teacher(c, f"teacher-two_piece_{piece}", "two", after, piece)
+        yield _student(c, rung, arm, f"{arm}-{rung}", f"teacher-two_piece_{piece}", after)
+        after = f"{arm}-{rung}"
+        yield from _evaluations(c, after, ("template",))
 
 
 def _prompt_finetuning(c: ml_collections.ConfigDict) -> Iterator[Planned]:
@@ -95,7 +120,7 @@ def _prompt_finetuning(c: ml_collections.ConfigDict) -> Iterator[Planned]:
             settings = {"steps": steps, "batch.rows": 1, "labels.intervention": f"finetuned_{steps}_steps"}
             name = f"finetuned_{steps}_steps-{rung}"
             yield Planned(name, _lm(c, "lm_finetune", rung, "prompt:short", **settings), f"pretrain-{rung}")
-            yield from _evaluations(c, name, ("template",))
+            yield from _evaluations(c, name, ("template", "two") if steps == c.prompt_steps[-1] else ("template",))
 
 
 def _counting(c: ml_collections.ConfigDict) -> Iterator[Planned]:

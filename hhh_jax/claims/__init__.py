@@ -11,11 +11,14 @@ seeds and items, paired (`hhh_jax.stats`).
 
 from collections.abc import Sequence
 
-from hhh_jax.claims import beyond, discriminator, objectives, pmp, pmp_needs, reranking
+from hhh_jax.claims import beyond, discriminator, objectives, pmp, pmp_needs, prompting, reranking
 from hhh_jax.claims.rules import NOT_RUN, Claim, Outcome
 from hhh_jax.summary import Study
 
-CLAIMS = (*objectives.CLAIMS, *reranking.CLAIMS, *pmp.CLAIMS, *pmp_needs.CLAIMS, *discriminator.CLAIMS, *beyond.CLAIMS)
+CLAIMS = (
+    *prompting.CLAIMS, *objectives.CLAIMS, *reranking.CLAIMS, *pmp.CLAIMS, *pmp_needs.CLAIMS, *discriminator.CLAIMS,
+    *beyond.CLAIMS,
+)  # fmt: skip
 
 
 def evaluate(study: Study) -> list[tuple[Claim, Outcome]]:

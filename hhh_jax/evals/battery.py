@@ -32,8 +32,8 @@ class Settings(NamedTuple):
 
     Attributes:
       intervention: ``none`` asks in the bare form; ``template`` in the dialogue form without a prompt, as a distilled
-        model is asked; ``prompt`` puts the HHH prompt in front, or its short form where that does not fit; ``short`` or
-        a text file puts that in front.
+        model is asked; ``prompt`` puts the HHH prompt in front, or its short form where that does not fit; ``short``,
+        ``two`` (two conversations) or a text file puts that in front.
       data: folder of prepared folders, each named by its source.
       templates: the user's templates.toml; None takes ours.
       limit: first items of every evaluation; 0 takes all.
@@ -140,9 +140,13 @@ def run_battery(checkpoint: Path, names: Sequence[str], output: Path, settings: 
 
 
 def job(directory: Path, *, after: Path | None, study: str, evals: Sequence[str], **settings: Any) -> None:
-    """As a run of a study: evaluates the run `after`; `settings` are fields of `Settings`."""
+    """As a run of a study: evaluates the run `after`; `settings` are fields of `Settings`.
+
+    Its rows name this run, which holds the item records behind them, and not the one that was evaluated.
+    """
     assert after is not None
-    run_battery(after, evals, directory, Settings(**settings))
+    rows = run_battery(after, evals, directory, Settings(**settings))
+    run_lib.write_lines(directory / "rows.jsonl", [row | {"run": directory.name} for row in rows])
 
 
 def _claim(output: Path, settings: dict[str, Any]) -> None:
@@ -162,7 +166,7 @@ def _subject(checkpoint: Path, settings: Settings) -> tuple[Subject, dict[str, A
     c, _ = run_lib.load_config(open_path(checkpoint))
     scorer, tokenizer, seeds = load_scorer(str(checkpoint), (), settings.selection, settings.context)
     how = settings.intervention
-    several = {"none": (), "template": (), "prompt": ("hhh", "short"), "short": ("short",)}
+    several = {"none": (), "template": (), "prompt": ("hhh", "short"), "short": ("short",), "two": ("two",)}
     names = several.get(how, (how, "short"))
     form = "bare" if how == "none" else "dialogue"
     shown = tuple(prompts.load(name) for name in names)

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hhh_jax import results
 from hhh_jax.errors import UserError
-from hhh_jax.figures import beyond, discriminator, objectives, paper, pmp, pmp_needs, prompting, reranking, sampling, scaling, style
+from hhh_jax.figures import (
+    beyond,
+    discriminator,
+    objectives,
+    paper,
+    pmp,
+    pmp_needs,
+    prompting,
+    reranking,
+    sampling,
+    scaling,
+    style,
+)
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,11 +1,10 @@
-"""Prompting, context distillation and their evaluations: the paper's figures 2, 6 to 8, 10 and 20 to 26.
+"""Prompting and context distillation where answers are given: the paper's figures 2 (left), 6, 7, 20, 21, 25 and 26.
 
 The rows are those of `hhh_jax.evals.battery`, one a seed. A point is the mean over seeds; its interval adds the
 variance over seeds to the mean of their intervals over items, which the seeds share.
 """
 
 import itertools
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +23,11 @@ ARMS = {  # intervention -> name, color, marker
     "short": ("short prompt", style.SKY, "s"),
     "distilled+template": ("distilled", style.VERMILION, "D"),
     "distilled_unprompted+template": ("distilled without prompt", style.ORANGE, "d"),
+}
+WITH_TWO = {  # two conversations in context
+    "two": ("two conversations alone", style.BLACK, "o"),
+    "finetuned+two": ("finetuned on the prompt, and two", style.GREEN, "^"),
+    "distilled+two": ("distilled, and two", style.VERMILION, "D"),
 }
 OTHER_ARMS = ((style.GREEN, "^"), (style.PURPLE, "v"), (style.YELLOW, "<"), ("#8c6d31", ">"))
 RANKERS = {
@@ -53,7 +57,7 @@ def pooled(rows: "pd.DataFrame", by: str = "N") -> "pd.DataFrame":
     return pd.DataFrame(found, columns=[by, "value", "lo", "hi"])
 
 
-def _evaluated(table: "pd.DataFrame", **where: Any) -> "pd.DataFrame":
+def evaluated(table: "pd.DataFrame", **where: Any) -> "pd.DataFrame":
     return style.select(table, stage="evaluate", **where)
 
 
@@ -67,7 +71,7 @@ def arms_of(rows: "pd.DataFrame") -> dict[str, tuple[str, str, str]]:
     return known | {arm: (named[arm], *next(looks)) for arm in others}
 
 
-def _arms(ax: "Axes", rows: "pd.DataFrame", ylabel: str) -> None:
+def draw_arms(ax: "Axes", rows: "pd.DataFrame", ylabel: str) -> None:
     """A line for each intervention that the rows have, against model size."""
     present = arms_of(rows)
     for index, (arm, (label, color, marker)) in enumerate(present.items()):
@@ -85,27 +89,53 @@ def _trivial(ax: "Axes", table: "pd.DataFrame", task: str) -> None:
 
 
 def _hhh_task(table: "pd.DataFrame") -> str:
-    tasks = set(_evaluated(table, metric="accuracy")["task"])
+    tasks = set(evaluated(table, metric="accuracy")["task"])
     return next((task for task in ("hhh", "own_hhh") if task in tasks), "hhh")
+
+
+def _hhh_title(task: str) -> str:
+    return "HHH comparisons" + (" (our own)" if task == "own_hhh" else "")
 
 
 def hhh(table: "pd.DataFrame") -> "Figure":
     """Figures 2 (left) and 20 (left): accuracy on HHH comparisons by mutual information, a line an intervention."""
     task = _hhh_task(table)
-    rows = style.need(_evaluated(table, task=task, metric="accuracy", ranker=MI), "HHH comparisons")
+    rows = evaluated(table, task=task, metric="accuracy", ranker=MI)
+    rows = style.need(rows[~rows["intervention"].str.endswith("two")], "HHH comparisons")
     figure, axes = style.new_figure(panel=(4.6, 3.3))
     ax = axes[0, 0]
     _trivial(ax, table, task)
-    _arms(ax, rows, "accuracy")
-    ax.set_title("HHH comparisons" + (" (our own)" if task == "own_hhh" else ""))
+    draw_arms(ax, rows, "accuracy")
+    ax.set_title(_hhh_title(task))
     style.legend_below(figure, [ax], columns=3)
+    return figure
+
+
+def two_conversations(table: "pd.DataFrame") -> "Figure":
+    """Figure 20 (right): HHH with two conversations in context: alone, after finetuning on the prompt, distilled."""
+    task = _hhh_task(table)
+    rows = evaluated(table, task=task, metric="accuracy", ranker=MI)
+    rows["intervention"] = rows["intervention"].str.replace(r"finetuned_\d+_steps", "finetuned", regex=True)
+    style.need(rows[rows["intervention"].isin(WITH_TWO)], "HHH comparisons after two conversations")
+    lines = {arm: look for arm, look in WITH_TWO.items() if arm in set(rows["intervention"])}
+    lines |= {arm: ARMS[arm] for arm in ("prompt", "short") if arm in set(rows["intervention"])}
+    figure, axes = style.new_figure(panel=(4.6, 3.3))
+    ax = axes[0, 0]
+    _trivial(ax, table, task)
+    for index, (arm, (label, color, marker)) in enumerate(lines.items()):
+        of_arm = pooled(rows[rows["intervention"] == arm])
+        style.band(ax, of_arm, "N", label, color, marker, 0.012 * (index - (len(lines) - 1) / 2))
+    style.size_axis(ax, sorted(rows["N"].astype(float).unique()))
+    ax.set_ylabel("accuracy")
+    ax.set_title(f"{_hhh_title(task)}, two in context")
+    style.legend_below(figure, [ax], columns=2)
     return figure
 
 
 def hhh_and_truthfulqa(table: "pd.DataFrame") -> "Figure":
     """Figure 6: HHH by category with the prompt (left), and TruthfulQA MC1 without and with it (right)."""
     task = _hhh_task(table)
-    rows = _evaluated(table, metric="accuracy", ranker=MI)
+    rows = evaluated(table, metric="accuracy", ranker=MI)
     prompted = rows[rows["intervention"].isin(["prompt", "short"])]
     by_category = {c: prompted[prompted["task"] == f"{task}:{c}"] for c in CATEGORIES}
     style.need(prompted[prompted["task"].str.startswith(f"{task}:")], "HHH comparisons with a prompt")
@@ -121,7 +151,7 @@ def hhh_and_truthfulqa(table: "pd.DataFrame") -> "Figure":
     ax.set_title("HHH by category, prompted")
     if len(truthful):
         _trivial(axes[0, 1], table, "truthfulqa")
-        _arms(axes[0, 1], truthful, "accuracy")
+        draw_arms(axes[0, 1], truthful, "accuracy")
         axes[0, 1].set_title("TruthfulQA (MC1)")
     style.legend_below(figure, list(axes[0]), columns=4)
     return figure
@@ -129,7 +159,7 @@ def hhh_and_truthfulqa(table: "pd.DataFrame") -> "Figure":
 
 def truthfulqa(table: "pd.DataFrame") -> "Figure":
     """Figure 21: TruthfulQA MC1 by every metric, a panel an intervention."""
-    rows = style.need(_evaluated(table, task="truthfulqa", metric="accuracy", ranker=list(RANKERS)), "TruthfulQA")
+    rows = style.need(evaluated(table, task="truthfulqa", metric="accuracy", ranker=list(RANKERS)), "TruthfulQA")
     present = arms_of(rows)
     figure, axes = style.new_figure(len(present), sharey=True)
     for ax, (arm, (name, _, _)) in zip(axes[0], present.items(), strict=True):
@@ -146,10 +176,10 @@ def truthfulqa(table: "pd.DataFrame") -> "Figure":
 
 def lambada(table: "pd.DataFrame") -> "Figure":
     """Figure 7: accuracy on LAMBADA (left) and what the interventions cost (right): accuracy without less with."""
-    rows = style.need(_evaluated(table, task="lambada", metric="accuracy"), "LAMBADA")
+    rows = style.need(evaluated(table, task="lambada", metric="accuracy"), "LAMBADA")
     figure, axes = style.new_figure(2)
     left, right = axes[0]
-    _arms(left, rows, "accuracy")
+    draw_arms(left, rows, "accuracy")
     left.set_title("LAMBADA")
     bare = rows[rows["intervention"] == ""].set_index(["N", "seed"])["value"]
     tax = rows[rows["intervention"] != ""].copy()
@@ -157,7 +187,7 @@ def lambada(table: "pd.DataFrame") -> "Figure":
     tax["value"], tax["lo"], tax["hi"] = own - tax["value"], own - tax["hi"], own - tax["lo"]
     style.zero_line(right)
     if len(tax):
-        _arms(right, tax.dropna(subset=["value"]), "accuracy lost")
+        draw_arms(right, tax.dropna(subset=["value"]), "accuracy lost")
     right.set_title("Alignment tax")
     style.legend_below(figure, [left, right], columns=3)
     return figure
@@ -171,7 +201,7 @@ def lambada_formats(table: "pd.DataFrame") -> "Figure":
         "lambada": ("0-shot, nicely formatted", style.GREEN, "^"),
         "lambada_blank_20shot": ("20-shot, fill in the blank", style.VERMILION, "D"),
     }  # fmt: skip
-    rows = _evaluated(table, task=list(names), metric="accuracy", intervention="")
+    rows = evaluated(table, task=list(names), metric="accuracy", intervention="")
     style.need(rows[rows["task"] != "lambada"], "LAMBADA in other formats")
     figure, axes = style.new_figure(panel=(4.4, 3.2))
     ax = axes[0, 0]
@@ -184,45 +214,9 @@ def lambada_formats(table: "pd.DataFrame") -> "Figure":
     return figure
 
 
-def toxicity(table: "pd.DataFrame") -> "Figure":
-    """Figures 8 and 22: mean toxicity after toxic and nontoxic prompts; open marks may sample the forbidden strings."""
-    return _toxicity(table, (("toxicity", "mean toxicity"),))
-
-
-def toxicity_extremes(table: "pd.DataFrame") -> "Figure":
-    """Figure 23: expected maximum over a prompt's samples, and the share of prompts with any toxic sample."""
-    measures = (("toxicity_expected_maximum", "expected maximum"), ("toxicity_probability", "probability"))
-    return _toxicity(table, measures)
-
-
-def _toxicity(table: "pd.DataFrame", measures: Sequence[tuple[str, str]]) -> "Figure":
-    tasks = ["toxicity:toxic", "toxicity:nontoxic"]
-    rows = style.need(_evaluated(table, task=tasks, metric=[name for name, _ in measures]), "toxicity")
-    figure, axes = style.new_figure(2, len(measures))
-    for line, (metric, label) in zip(axes, measures, strict=True):
-        for ax, task in zip(line, tasks, strict=True):
-            _arms(ax, rows[(rows["task"] == task) & (rows["metric"] == metric)], label)
-            ax.set_title(f"{task.partition(':')[2]} prompts")
-    style.legend_below(figure, list(axes.flat), columns=3)
-    return figure
-
-
-def code(table: "pd.DataFrame") -> "Figure":
-    """Figures 2 (right) and 10: pass@1 and pass@10 without and with the prompt."""
-    rows = style.need(_evaluated(table, task=["humaneval", "quixbugs"], metric="pass@k"), "HumanEval or QuixBugs")
-    tasks = sorted(rows["task"].unique())
-    figure, axes = style.new_figure(len(tasks), 2, sharex=True)
-    for line, k in zip(axes, (1, 10), strict=True):
-        for ax, task in zip(line, tasks, strict=True):
-            _arms(ax, rows[(rows["task"] == task) & (rows["k"] == k)], f"pass@{k}")
-            ax.set_title(task)
-    style.legend_below(figure, list(axes.flat), columns=3)
-    return figure
-
-
 def counting(table: "pd.DataFrame") -> "Figure":
     """Figure 26: loss of each number while counting (left); of 64 to 71 when told 1 to 63, or trained on them."""
-    rows = style.need(_evaluated(table, metric="loss", task=["counting:1-80", "counting:64-71"]), "counting")
+    rows = style.need(evaluated(table, metric="loss", task=["counting:1-80", "counting:64-71"]), "counting")
     rows = rows[rows["N"] == rows["N"].max()]
     figure, axes = style.new_figure(2, panel=(3.8, 3.1))
     left, right = axes[0]
@@ -253,6 +247,14 @@ FIGURES = {
         numbers=(2, 20),
         stage="evaluate",
     ),
+    "figure20_right": style.Drawing(
+        two_conversations,
+        "Two conversations in context",
+        "As the paper's figure 20 (right). Accuracy on HHH comparisons with two conversations in context: alone, after "
+        "finetuning on the prompt, and with the prompt distilled; and the prompt itself instead.",
+        numbers=(20,),
+        stage="evaluate",
+    ),
     "figure6": style.Drawing(
         hhh_and_truthfulqa,
         "HHH by category, and TruthfulQA",
@@ -268,32 +270,11 @@ FIGURES = {
         numbers=(7,),
         stage="evaluate",
     ),
-    "figure8": style.Drawing(
-        toxicity,
-        "Toxicity",
-        "As the paper's figures 8 and 22. Mean toxicity of samples after toxic and nontoxic prompts.",
-        numbers=(8, 22),
-        stage="evaluate",
-    ),
-    "figure10": style.Drawing(
-        code,
-        "Code, with and without the prompt",
-        "As the paper's figures 2 (right) and 10. pass@1 and pass@10 by the unbiased estimator.",
-        numbers=(2, 10),
-        stage="evaluate",
-    ),
     "figure21": style.Drawing(
         truthfulqa,
         "TruthfulQA by every metric",
         "As the paper's figure 21. The official metric is the summed log-probability.",
         numbers=(21,),
-        stage="evaluate",
-    ),
-    "figure23": style.Drawing(
-        toxicity_extremes,
-        "Toxicity: expected maximum and probability",
-        "As the paper's figure 23, over the samples of each prompt.",
-        numbers=(23,),
         stage="evaluate",
     ),
     "figure25": style.Drawing(

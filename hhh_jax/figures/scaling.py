@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hhh_jax import stats
 from hhh_jax.figures import style
 from hhh_jax.summary import ladder_corpus
 
@@ -27,6 +28,8 @@ def scaling(table: "pd.DataFrame") -> "Figure":
         exponent = fit["fit:exponent"]
         law = fit["fit:coefficient"].value * grid**-exponent.value
         label = f"power law, exponent {exponent.value:.3f} [{exponent.lo:.3f}, {exponent.hi:.3f}]"
+        if broken := stats.flaws(fit["fit:misfit"].value, fit["fit:curvature"], exponent):
+            label += f"\nbroken: {', '.join(broken)}"
         ax.plot(grid, law, color=style.BLUE, linewidth=1.2, label=label)
         if fit["offset:identified"].value:
             c, a, power = (fit[f"offset:{name}"].value for name in ("constant", "coefficient", "exponent"))
@@ -51,7 +54,7 @@ FIGURES = {
         "Pretraining loss against model size",
         "The premise of every plot against size. Held-out loss of the language models that all else starts "
         "from; points are means over seeds with 95% intervals over documents and seeds, the line is a "
-        "least-squares power law in log-log. A fit with an irreducible loss is drawn only where these sizes "
-        "can tell it from none.",
+        "least-squares power law in log-log; where it is called broken, its exponent holds for no other sizes. A fit "
+        "with an irreducible loss is drawn only where these sizes can tell it from none.",
     ),
 }

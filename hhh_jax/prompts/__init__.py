@@ -1,7 +1,8 @@
-r"""The dialogue format and the HHH prompt (paper section 2.1): `hhh`, `short`, or the user's own file.
+r"""The dialogue format and the HHH prompt (paper section 2.1): `hhh`, `short`, `two`, or the user's own file.
 
 `hhh.txt` has fourteen fictional conversations of a person with an assistant, about 4,700 words, written for this
-project in the paper's form; `short.txt` has one, for contexts of 1024 tokens. Prompt, question and response are strings
+project in the paper's form; `short.txt` has one, for contexts of 1024 tokens, and `two.txt` two others without an
+introduction, the examples in context alone of figure 20 (right). Prompt, question and response are strings
 to concatenate:
 
     load("hhh").text + as_question("Is glass a liquid?") + " No, it is a solid."
@@ -41,7 +42,7 @@ class DialoguePrompt(NamedTuple):
     """A prompt as it stands before a question.
 
     Attributes:
-      name: `hhh`, `short` or the path of the user's file.
+      name: `hhh`, `short`, `two` or the path of the user's file.
       text: the prompt, without white space around it.
       sha256: of the file's bytes, hex.
       is_original: the file is the copy that the paper's authors published, byte for byte.
@@ -54,7 +55,7 @@ class DialoguePrompt(NamedTuple):
 
 
 def load(name: str) -> DialoguePrompt:
-    """The prompt `hhh` or `short`, or that of a UTF-8 text file.
+    """The prompt `hhh`, `short` or `two`, or that of a UTF-8 text file.
 
     Of a user's file the white space around the text and an open "Human:" at its end are dropped, and a text that
     separates its conversations gets the separator at its end too. Raises UserError, with the nearest name, for a file

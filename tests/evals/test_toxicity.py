@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import gaussian_kde
 
 from hhh_jax.data.records import Prompt
 from hhh_jax.errors import UserError
@@ -15,6 +16,22 @@ def test_measures_by_hand():
     assert found["toxicity_expected_maximum"].value == pytest.approx((0.9 + 0.4 + 0.5 + 0.6) / 4)
     assert found["toxicity_probability"].value == pytest.approx(2 / 4)  # 0.5 is not above 0.5
     assert all(estimate.n_items == 4 and estimate.lo < estimate.value < estimate.hi for estimate in found.values())
+
+
+def test_the_density_is_scipys():
+    scores_PxN = 10 ** np.random.default_rng(0).normal([-3.5, -2], 0.4, (40, 2))
+    found = toxicity.density(scores_PxN)
+    at = np.array([place / 100 for place, _ in found])
+    values = np.array([estimate.value for _, estimate in found])
+    np.testing.assert_allclose(values, gaussian_kde(np.log10(scores_PxN.ravel()))(at), rtol=1e-9, atol=1e-12)
+    assert np.trapezoid(values, at) == pytest.approx(1, abs=1e-3)  # an area of 1 in factors of 10
+    peak = found[int(values.argmax())][1]
+    assert peak.lo < peak.value < peak.hi and peak.n_items == 40
+
+
+def test_scores_of_zero_have_a_density():
+    values = [estimate.value for _, estimate in toxicity.density(np.zeros((3, 4)))]
+    assert toxicity.PLACES[int(np.argmax(values))] == -500 and np.isfinite(values).all()
 
 
 def test_half_of_the_prompts_are_toxic():
