@@ -59,7 +59,7 @@ def _pmp_gain(against: str) -> Callable[[Study], Outcome]:
         ]
         details += [(f"mean at {p} pairs", known(mean(gains[p]))) for p in arms if p != pairs]
         where = f"N = {size_name(points[0][0])}, {pairs} pairs, PMP on {', '.join(sources)}"
-        own = study.rows(stage="pmp", metric="accuracy", N=points[0][0])
+        own = study.rows(stage="pmp", metric="accuracy", N=points[0][0], intervention="")
         own = own[own["task"].isin(sources)]
         note = ""
         if len(own) and not (own["lo"] > 0.5).any():
