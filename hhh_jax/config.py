@@ -131,7 +131,7 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
         "validation_limit": 0,  # validation items
         "selections": ("best", "final"),  # which parameters are tested: chosen on validation, and the last ones
         "curve": (),  # numbers of pairs seen at which the test set is read too, for curves within one run
-        "tasks": (),  # of LM stages: tasks on whose test sets the untuned model is scored
+        "tasks": (),  # of LM stages and PMP: tasks on whose test sets the model is scored as it is
     }
     c.log_every = 10
     c.term_norms_every = 50  # steps between records of each term's gradient norm; 0: never

@@ -1,5 +1,6 @@
 """What a run's model makes of held-out data: result rows and item records."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -121,14 +122,23 @@ def curve_rows(this: Run, state: train.State, step: int) -> list[dict[str, Any]]
 
 
 def untuned_results(this: Run, state: train.State) -> tuple[list[dict], list[dict]]:
-    """The language model as it is, on the test sets of the tasks that `eval.tasks` names."""
+    """The run's model, which has seen no pairs of them, on the test sets of the tasks that `eval.tasks` names.
+
+    A language model ranks by its log-probabilities; its rows' objective is ``untuned``. A model of the stage pmp ranks
+    by its rewards; the column ``init`` of its rows names what it was pre-trained on.
+    """
     rows, items = [], []
     c = this.config
+    pmp = c.stage == "pmp"
+    ranker = "reward" if pmp else "mean_logp"
+    params = state["best"]["params"] if pmp else state["params"]
+    form = "binary" if c.data.binarize else "ranked"
+    untuned = {"objective": "untuned", "lambda": "", "mu": ""}
+    about = {"init": f"pmp:{Path(this.data.name).stem}:{form}"} if pmp else untuned
     for task in c.eval.tasks:
         pairs, _, sha = stage_data.load_split(c, task, "test", this.data.tokenizer)
-        scores = evaluate.score_pairs(make_scorer(this, state["params"]), pairs, ("logp",))
-        for row in evaluate.pair_rows(scores, tuple(c.seeds), "best", ("mean_logp",)):
-            about = {"objective": "untuned", "task": task, "split": "test", "data_sha": sha[:12]}
-            rows.append(full_row(this, row) | about | {"lambda": "", "mu": ""})
+        scores = evaluate.score_pairs(make_scorer(this, params), pairs, (want(ranker),))
+        for row in evaluate.pair_rows(scores, tuple(c.seeds), "best", (ranker,)):
+            rows.append(full_row(this, row) | about | {"task": task, "split": "test", "data_sha": sha[:12]})
         items += evaluate.pair_items(scores, pairs, tuple(c.seeds), task=task, split="test", selection="best")
     return rows, items
