@@ -6,7 +6,7 @@ A problem is a signature with a docstring of one or two steps, its solution the 
         """Add 3, then double."""
         return (x + 3) * 2
 
-Splits are by what functions do on the tests' arguments, so that no function of one split is in another, however it is
+Splits are by what functions do with the arguments of all tests, so that no function of one is in another, however it is
 put: "add 2, then add 3" and "add 3, then add 2" are one group.
 '''
 
@@ -82,10 +82,16 @@ class Function(NamedTuple):
         """All up to the expression."""
         return f'def {ENTRY_POINT}(x):\n    """{self.words.capitalize()}."""\n    return'
 
-    def cases(self) -> list[tuple[Any, Any]]:
-        """(argument, result) of every test."""
-        compiled = compile(self.code, "<function>", "eval")
-        return [(argument, eval(compiled, {"x": argument})) for argument in ARGUMENTS[self.takes]]
+    def results(self) -> list[tuple[str, Any, Any]]:
+        """(type, argument, result) for the arguments of all types; "error" where it does not take them."""
+        compiled, found = compile(self.code, "<function>", "eval"), []
+        for kind, arguments in ARGUMENTS.items():
+            for argument in arguments:
+                try:
+                    found.append((kind, argument, eval(compiled, {"x": argument})))
+                except (AttributeError, TypeError):
+                    found.append((kind, argument, "error"))
+        return found
 
 
 @functools.cache
@@ -96,9 +102,10 @@ def problems(split: str) -> tuple[Prompt, ...]:
     """
     found = []
     for function in functions():
-        cases = function.cases()
-        group = hashlib.sha256(repr((function.takes, cases)).encode()).hexdigest()[:12]
+        results = function.results()
+        group = hashlib.sha256(repr(results).encode()).hexdigest()[:12]
         if _split(group) == split:
+            cases = [(argument, result) for kind, argument, result in results if kind == function.takes]
             tests = f"def check(candidate):\n    for argument, result in {cases}:\n        "
             meta = {
                 "entry_point": ENTRY_POINT, "solution": f" {function.code}",
