@@ -228,7 +228,7 @@ def _claims_table(judged: Judged) -> str:
 
 def _figures(drawn: figures.Drawn) -> str:
     parts = []
-    for name, drawing in ((n, d) for n, d in figures.FIGURES.items() if n in drawn.paths or n in drawn.skipped):
+    for name, drawing in figures.FIGURES.items():
         if name in drawn.paths:
             png = drawn.paths[name].read_bytes()
             width = round(int.from_bytes(png[16:20]) * 0.58)  # CSS pixels; all figures to one scale
@@ -239,9 +239,10 @@ def _figures(drawn: figures.Drawn) -> str:
                 f'src="data:image/png;base64,{data}">'
                 f"<figcaption><b>{escape(title)}</b> {escape(drawing.caption)}</figcaption></figure>"
             )
-        else:
-            why = f"Not drawn: “{drawing.title}” ({drawn.skipped[name]})."
-            parts.append(f'<p class="note">{escape(why)}</p>')
+    if drawn.skipped:
+        why = [f"Not drawn: “{figures.FIGURES[name].title}” ({reason})." for name, reason in drawn.skipped.items()]
+        items = "".join(f"<li>{escape(line)}</li>" for line in why)
+        parts.append(f"<details><summary>figures that this study lacks rows of</summary><ul>{items}</ul></details>")
     return "\n".join(parts)
 
 

@@ -21,14 +21,15 @@ ROOT = Path(__file__).parents[1]
 def studies(tmp_path_factory):
     """Two studies: a whole simulated one, and one that has pretraining alone."""
     folder = tmp_path_factory.mktemp("studies")
-    table = results.read_table(simulated() / "results.csv")
-    derived = summarize(Study(table, simulated() / "runs"))
+    small = simulated(n_items=40)
+    table = results.read_table(small / "results.csv")
+    derived = summarize(Study(table, small / "runs"))
     parts = {"embedded": (table, derived), "another": (table[table["stage"] == "pretrain"], [])}
     for name, (measured, summary) in parts.items():
         (folder / name).mkdir()
         results.write_table(measured.to_dict("records"), folder / name / "results.csv")
         results.write_table(summary, folder / name / "summary.csv")
-    shutil.copy(simulated() / "study.json", folder / "embedded")
+    shutil.copy(small / "study.json", folder / "embedded")
     return folder
 
 

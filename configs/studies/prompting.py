@@ -1,8 +1,9 @@
 """Section 2 of the paper on a CPU: bare, prompted, finetuned on the prompt, and with the prompt distilled.
 
     python -m hhh_jax.study --config=configs/studies/prompting.py --workdir=runs/prompting
+    python -m hhh_jax.study --config=configs/studies/prompting.py:data=DIR --workdir=runs/prompting-real
 
-1. language models of three sizes with a context of 1024 tokens, which holds the short prompt and an item
+1. language models of two sizes with a context of 1024 tokens, which holds the short prompt and an item
 2. teachers: the largest of them reads the short prompt in front of text, and the same without it (control)
 3. students of every size; finetuning on the prompt as a curve over steps
 4. our own HHH comparisons, bare, in the dialogue form and prompted: figures 2 (left), 6 and 20
@@ -14,7 +15,8 @@ The prompt of this study is the short one, with one conversation; the two of poi
 In the paper two conversations are a small part of the prompt.
 
 Models of these sizes answer at chance; what is real here is that the whole of section 2 runs, with intervals. With
-``:data=DIR``, a folder with prepared ``hhh_alignment``, ``truthfulqa`` and ``lambada``, these are evaluated too.
+``:data=DIR``, a folder with prepared ``hhh_alignment``, ``truthfulqa`` and ``lambada``, these are evaluated too, with
+four sizes and twenty times the tokens.
 """
 
 from collections.abc import Iterator
@@ -36,15 +38,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     if key not in ("", "data") or (key and not folder):
         raise UserError(f"configs/studies/prompting.py:{arg}: give data=DIR, or nothing")
     c = ml_collections.ConfigDict()
-    c.name = "prompting"
+    c.name = "prompting-real" if folder else "prompting"
     c.data = folder
-    c.rungs = ("12k", "98k", "332k")
+    c.rungs = ("12k", "98k", "332k", "786k") if folder else ("12k", "98k")
     c.seeds = (0, 1, 2)
-    c.tokens = 1e5
-    c.teacher_rows = 64
+    c.tokens = 1e6 if folder else 5e4
+    c.teacher_rows = 256 if folder else 32
     c.row_length = 256
     c.prompt_steps = (1, 4, 16)
-    c.iterated = {"rung": "98k", "context": 640, "pieces": 2}
+    c.iterated = {"rung": "98k", "context": 512, "pieces": 2}
     c.counting = {"rung": "98k", "tokens": 4e5, "steps": (1, 2, 4, 8, 16)}
     return c
 
