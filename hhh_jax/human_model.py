@@ -255,8 +255,8 @@ def main(argv: Sequence[str]) -> None:
     if output.exists():
         raise UserError(f"{output} is there; move it away to write it again")
     cli.use_compilation_cache()
-    asked = Asked(**{name: flags.FLAGS[name].value for name in Asked._fields})
-    print(json.dumps(make(_CHECKPOINT.value, output, asked)))
+    given: dict[str, Any] = {name: flags.FLAGS[name].value for name in Asked._fields}
+    print(json.dumps(make(_CHECKPOINT.value, output, Asked(**given))))
 
 
 if __name__ == "__main__":

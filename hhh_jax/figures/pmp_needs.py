@@ -216,7 +216,8 @@ def _pooled_bins(rows: "pd.DataFrame") -> tuple[np.ndarray, np.ndarray, np.ndarr
         }
         n = int(of_bin[of_bin["metric"] == "reliability"]["n_items"].sum())
         found.append((sums["confidence"] / n, sums["reliability"] / n, *stats.wilson(sums["reliability"], n)))
-    return tuple(np.array(found).T)  # type: ignore[return-value]
+    x_K, y_K, lo_K, hi_K = np.array(found).T
+    return x_K, y_K, lo_K, hi_K
 
 
 def ensembles(table: "pd.DataFrame") -> "Figure":
