@@ -10,14 +10,14 @@ from hhh_jax.errors import UserError
 from hhh_jax.model import CPU_LADDER, PAPER_LADDER, ModelConfig, count_params
 from hhh_jax.optim import pretraining_lr
 
-STAGES = ("pretrain", "lm_finetune", "distill", "imitation", "binary", "ranked", "pmp", "discriminator")
+STAGES = ("pretrain", "lm_finetune", "distill", "imitation", "binary", "ranked", "dpo", "pmp", "discriminator")
 OBJECTIVES = {
     "pretrain": "lm", "lm_finetune": "lm", "imitation": "imitation", "distill": "distillation",
-    "discriminator": "discriminator",
+    "discriminator": "discriminator", "dpo": "dpo",
 }  # fmt: skip
 """Objectives of the stages; that of the others is ``preference``."""
 
-PAIR_OBJECTIVES = ("imitation", "preference")
+PAIR_OBJECTIVES = ("imitation", "preference", "dpo")
 """Objectives that train on pairs; the others train on text, or on rows with a label a token."""
 
 CHOICES = {
@@ -30,7 +30,7 @@ CHOICES = {
     "model.attention": attention.KINDS,
     "model.remat": ("none", "full", "dots"),
     "data.bad_rows": ("error", "drop"),
-    "objective.name": ("lm", "imitation", "preference", "distillation", "discriminator"),
+    "objective.name": ("lm", "imitation", "preference", "dpo", "distillation", "discriminator"),
     "optim.schedule": ("constant", "linear", "cosine"),
     "init.score_head": ("fresh", "keep"),
 }
@@ -42,8 +42,8 @@ It states none for distillation and the discriminator, which take PMP's."""
 
 POSITIVE = (
     "model.n_layer", "model.aspect", "model.head_dim", "data.row_length", "data.max_tokens", "data.slots",
-    "data.row_sizes", "batch.rows", "batch.pairs", "optim.lr", "optim.lr_multiple", "optim.accumulate", "eval.rows",
-    "log_every", "checkpoint.every_steps",
+    "data.row_sizes", "objective.beta", "batch.rows", "batch.pairs", "optim.lr", "optim.lr_multiple",
+    "optim.accumulate", "eval.rows", "log_every", "checkpoint.every_steps",
 )  # fmt: skip
 """Fields that must be above zero."""
 
@@ -103,7 +103,7 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
         "row_sizes": 2 if cpu else 4,  # numbers of rows that a batch of pairs may take; each is a program to compile
         "tokenizer": "",  # a tokenizer.json; empty: that of init.checkpoint, else one trained on the source
     }
-    c.objective = {"name": OBJECTIVES.get(stage, "preference"), "lam": 1.0, "mu": 1.0}
+    c.objective = {"name": OBJECTIVES.get(stage, "preference"), "lam": 1.0, "mu": 1.0, "beta": 0.1}
     c.batch = {"rows": 8 if cpu else 64, "pairs": 32}  # rows of batches of text; pairs of all others
     c.steps = 0  # updates; 0: as many as tokens or epochs ask for
     c.tokens = 1e6 if cpu else 4e11  # of LM stages
@@ -222,7 +222,7 @@ def check(c: ml_collections.ConfigDict) -> None:
         raise UserError(f"config key seeds is {tuple(c.seeds)}; give one or more different numbers")
     if c.data.max_tokens * (2 if c.data.binarize else 1) > c.data.row_length:
         raise UserError(f"config key data.max_tokens is {c.data.max_tokens}; rows have {c.data.row_length} tokens")
-    pairs = c.objective.name in ("imitation", "preference")
+    pairs = c.objective.name in PAIR_OBJECTIVES
     if pairs and c.data.share_context and c.data.row_length > attention.MASKED_TOKENS:
         raise UserError(
             f"config key data.share_context is True; rows of {c.data.row_length} tokens have to repeat the context: "

@@ -37,7 +37,7 @@ class PairScores(NamedTuple):
     Attributes:
       logp_sum_GxPx2: summed log-probability in nats of the response tokens, end-of-context included; None if not asked.
       n_tokens_Px2: number of these tokens.
-      reward_GxPx2: rewards; None if the model has no score head.
+      reward_GxPx2: rewards, of a score head or implicit ones; None if the model has neither.
       groups: the group of each pair; empty if they do not matter.
     """
 
@@ -47,8 +47,9 @@ class PairScores(NamedTuple):
     groups: tuple[str, ...] = ()
 
     def by(self, ranker: str) -> np.ndarray:
-        """The scores to rank by, ``[G, P, 2]``: ``reward``, or ``mean_logp``, the mean over response tokens."""
-        if ranker == "reward":
+        """The scores to rank by, ``[G, P, 2]``: ``reward`` or ``implicit_reward``, or ``mean_logp``, the mean over
+        response tokens."""
+        if ranker != "mean_logp":
             assert self.reward_GxPx2 is not None
             return self.reward_GxPx2
         assert self.logp_sum_GxPx2 is not None
@@ -61,12 +62,20 @@ class PairScores(NamedTuple):
 
 
 def score_pairs(scorer: Scorer, pairs: Sequence[TokenizedPair], want: tuple[str, ...]) -> PairScores:
-    """Scores every pair once; ``want`` names what to compute: ``logp``, ``reward`` or both.
+    """Scores every pair once; ``want`` names what to compute: ``logp``, ``reward`` or both, or ``implicit_reward``.
+
+    The implicit reward of DPO is beta times the summed log-probability of a response less the reference's.
 
     Raises UserError for a score that is not finite: it would count as a wrong answer.
     """
     items = [(pair.context, (pair.good, pair.bad)) for pair in pairs]
-    scores = score_branches(scorer, items, want, rows=scorer.padded_rows())
+    implicit = "implicit_reward" in want
+    scores = score_branches(scorer, items, ("logp",) if implicit else want, rows=scorer.padded_rows())
+    if implicit:
+        assert scorer.reference is not None and scores.logp_GxN is not None
+        start = scorer._replace(params=scorer.reference)
+        start_GxN = score_branches(start, items, ("logp",), rows=scorer.padded_rows()).logp_GxN
+        scores = scores._replace(reward_GxN=scorer.beta * (scores.logp_GxN - start_GxN))
     logp_GxPx2, reward_GxPx2 = (
         None if scores_GxN is None else scores_GxN.reshape(len(scores_GxN), -1, 2)
         for scores_GxN in (scores.logp_GxN, scores.reward_GxN)
@@ -166,7 +175,8 @@ def by_group(right_P: np.ndarray, groups: Sequence[str]) -> np.ndarray | None:
 
 
 def pair_rows(scores: PairScores, seeds: Sequence[int], selection: str, rankers: Sequence[str]) -> list[dict[str, Any]]:
-    """Accuracy (with its Wilson interval over items) and, of rewards, PM loss: one row a seed, ranker and metric.
+    """Accuracy (with its Wilson interval over items) and, of rewards, PM loss (DPO's loss of implicit ones): one row a
+    seed, ranker and metric.
 
     Where items are scored by group (`by_group`), there is a row of ``group_accuracy`` too.
     """
@@ -180,7 +190,7 @@ def pair_rows(scores: PairScores, seeds: Sequence[int], selection: str, rankers:
             lo, hi = stats.wilson(correct, n)
             base = {"ranker": ranker, "seed": seed, "n_items": n}
             rows.append(base | {"metric": f"accuracy{suffix}", "value": correct / n, "lo": lo, "hi": hi})
-            if ranker == "reward":
+            if ranker != "mean_logp":
                 rows.append(base | {"metric": f"pm_loss{suffix}", "value": float(pm_loss(margins_P).mean())})
             whole = by_group(right(margins_P), scores.groups)
             if whole is not None:
@@ -218,7 +228,7 @@ if __name__ == "__main__":
     )
     _EVALS = flags.DEFINE_list("evals", [], "Evaluations of hhh_jax.evals.battery, separated by commas.")
     _WORKDIR = flags.DEFINE_string("workdir", "", "Folder that --evals writes into.")
-    flags.DEFINE_string("intervention", "none", "none, template, prompt, short, or a text file.")
+    flags.DEFINE_string("intervention", "none", "none, template, prompt, short, two, or a text file.")
     flags.DEFINE_string("data", "data", "Folder of prepared folders, each named by its source.")
     flags.DEFINE_string("templates", None, "A file in the form of hhh_jax/evals/templates.toml.")
     flags.DEFINE_integer("limit", 0, "First items of every evaluation; 0: all.", lower_bound=0)

@@ -13,7 +13,10 @@ from hhh_jax.errors import UserError
 from hhh_jax.stage_data import StageData
 from hhh_jax.version import code_version
 
-RANKERS = {"preference": "reward", "imitation": "mean_logp", "lm": "mean_logp", "distillation": "mean_logp"}
+RANKERS = {
+    "preference": "reward", "imitation": "mean_logp", "dpo": "implicit_reward", "lm": "mean_logp",
+    "distillation": "mean_logp",
+}  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -41,21 +44,23 @@ def pair_ranker(objective: str) -> str:
 
 def want(ranker: str) -> str:
     """What `evaluate.score_pairs` has to compute for a ranker."""
-    return "reward" if ranker == "reward" else "logp"
+    return "logp" if ranker == "mean_logp" else ranker
 
 
-def make_scorer(this: Run, params: model.Params) -> scoring.Scorer:
-    """A scorer of the run's seeds under parameters ``[G, ...]``."""
+def make_scorer(this: Run, state: train.State, selection: str = "final") -> scoring.Scorer:
+    """A scorer of the run's seeds under the last parameters of its state, or the ``best`` ones."""
     c, d = this.config, this.config.data
+    params = state["best"]["params"] if selection == "best" else state["params"]
     mesh, pad = this.step_config.mesh, this.data.tokenizer.pad_id
-    return scoring.Scorer(this.step_config.model, params, len(c.seeds), mesh, c.eval.rows, d.row_length, pad)
+    scorer = scoring.Scorer(this.step_config.model, params, len(c.seeds), mesh, c.eval.rows, d.row_length, pad)
+    return scorer._replace(reference=state.get("reference"), beta=c.objective.beta)
 
 
 def full_row(this: Run, row: dict[str, Any]) -> dict[str, Any]:
     """A result row with all that the run's config says of it."""
     c = this.config
     preference = c.objective.name == "preference"
-    stage = "finetune" if c.stage in ("imitation", "binary", "ranked") else c.stage
+    stage = "finetune" if c.stage in ("imitation", "binary", "ranked", "dpo") else c.stage
     return {
         "study": c.labels.study, "run": this.workdir.name, "stage": stage, "ladder": c.ladder,
         "n_layer": c.model.n_layer, "N": model.count_params(this.step_config.model)["n"],
@@ -74,7 +79,7 @@ def results(this: Run, state: train.State, selections: tuple[str, ...]) -> tuple
     seeds = tuple(c.seeds)
     where = {"task": this.data.name, "split": c.eval.split}
     if isinstance(this.data.train, RowLoader):
-        found = row_values(this, state["params"], this.data.test)
+        found = row_values(this, state, this.data.test)
         for name, (sum_GxN, weight_N) in found.items():
             for g, seed in enumerate(seeds):
                 share_N = stats.sample(sum_GxN[g], None, weight_N)
@@ -82,7 +87,7 @@ def results(this: Run, state: train.State, selections: tuple[str, ...]) -> tuple
                 rows.append({"seed": seed, "metric": name, "value": value, "lo": lo, "hi": hi, "n_items": n_items})
         return [full_row(this, row) for row in rows], []
     if this.data.train_pairs is None:
-        scorer = make_scorer(this, state["params"])
+        scorer = make_scorer(this, state)
         logp_GxD, n_D = scoring.score_documents(scorer, this.data.test)
         for g, seed in enumerate(seeds):
             rows.append({"seed": seed, "metric": "loss", "value": -logp_GxD[g].sum() / n_D.sum(), "n_items": len(n_D)})
@@ -95,10 +100,9 @@ def results(this: Run, state: train.State, selections: tuple[str, ...]) -> tuple
     ranker = RANKERS[c.objective.name]
     scores: evaluate.PairScores | None = None
     for selection in selections:
-        params = state["best"]["params"] if selection == "best" else state["params"]
         steps_G = np.asarray(state["best"]["step"]) if selection == "best" else np.full(len(seeds), this.total_steps)
         if scores is None or (np.asarray(state["best"]["step"]) != this.total_steps).any():  # else they are the same
-            scores = evaluate.score_pairs(make_scorer(this, params), this.data.test, (want(ranker),))
+            scores = evaluate.score_pairs(make_scorer(this, state, selection), this.data.test, (want(ranker),))
         for row in evaluate.pair_rows(scores, seeds, selection, (ranker,)):
             rows.append(row | {"pairs_seen": int(steps_G[seeds.index(row["seed"])]) * c.batch.pairs})
         items += evaluate.pair_items(scores, this.data.test, seeds, **where, selection=selection)
@@ -106,16 +110,16 @@ def results(this: Run, state: train.State, selections: tuple[str, ...]) -> tuple
 
 
 def row_values(
-    this: Run, params: model.Params, labeled: LabeledRows
+    this: Run, state: train.State, labeled: LabeledRows
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The objective's loss, and what else it measures, on labeled rows: sums ``[G, N]`` and weights ``[N]`` of each."""
-    return evaluate.score_rows(make_scorer(this, params), labeled, this.config.objective.name)
+    return evaluate.score_rows(make_scorer(this, state), labeled, this.config.objective.name)
 
 
 def curve_rows(this: Run, state: train.State, step: int) -> list[dict[str, Any]]:
     """The test set read on the way, for curves within one run; nothing is chosen by it."""
     ranker = RANKERS[this.config.objective.name]
-    scores = evaluate.score_pairs(make_scorer(this, state["params"]), this.data.test, (want(ranker),))
+    scores = evaluate.score_pairs(make_scorer(this, state), this.data.test, (want(ranker),))
     rows = evaluate.pair_rows(scores, this.config.seeds, "final", (ranker,))
     where = {"curve": "within_run", "pairs_seen": step * this.config.batch.pairs}
     return [full_row(this, row | where) for row in rows]
@@ -130,14 +134,13 @@ def untuned_results(this: Run, state: train.State) -> tuple[list[dict], list[dic
     rows, items = [], []
     c = this.config
     pmp = c.stage == "pmp"
-    ranker = "reward" if pmp else "mean_logp"
-    params = state["best"]["params"] if pmp else state["params"]
+    ranker, selection = ("reward", "best") if pmp else ("mean_logp", "final")
     form = "binary" if c.data.binarize else "ranked"
     untuned = {"objective": "untuned", "lambda": "", "mu": ""}
     about = {"init": f"pmp:{Path(this.data.name).stem}:{form}"} if pmp else untuned
     for task in c.eval.tasks:
         pairs, _, sha = stage_data.load_split(c, task, "test", this.data.tokenizer)
-        scores = evaluate.score_pairs(make_scorer(this, params), pairs, (want(ranker),))
+        scores = evaluate.score_pairs(make_scorer(this, state, selection), pairs, (want(ranker),))
         for row in evaluate.pair_rows(scores, tuple(c.seeds), "best", (ranker,)):
             rows.append(full_row(this, row) | about | {"task": task, "split": "test", "data_sha": sha[:12]})
         items += evaluate.pair_items(scores, pairs, tuple(c.seeds), task=task, split="test", selection="best")

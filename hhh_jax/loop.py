@@ -143,9 +143,9 @@ def _identity(this: Run) -> dict[str, Any]:
 def _validate(this: Run, state: train.State, step: int) -> tuple[train.State, dict[str, Any]]:
     """Scores the validation split and, in stages on pairs, keeps the parameters of each seed's best step."""
     if isinstance(this.data.train, RowLoader):
-        found = row_values(this, state["params"], this.data.validation)
+        found = row_values(this, state, this.data.validation)
         return state, {f"validation_{name}": sum_GxN.sum(1) / n_N.sum() for name, (sum_GxN, n_N) in found.items()}
-    scorer = make_scorer(this, state["params"])
+    scorer = make_scorer(this, state)
     if this.data.train_pairs is None:
         logp_GxD, n_D = scoring.score_documents(scorer, this.data.validation)
         return state, {"validation_loss": -logp_GxD.sum(1) / max(n_D.sum(), 1)}

@@ -124,6 +124,15 @@ class Outputs:
         """Log-probability of each token's target, float32 ``[R, T]``; meaningless where no mask is set."""
         return self.over_logits(token_logps, self.batch.targets)
 
+    def pair_logps(self) -> jax.Array:
+        """Summed log-probability of the good and the bad response of each pair, end-of-context included, float32
+        ``[R, S, 2]``; zeros in empty slots."""
+        batch, slots = self.batch, self.batch.pair_mask.shape[1]
+        in_slot_RxTxS = batch.segment_ids[..., None] == jnp.arange(1, slots + 1)  # segments are slots, from 1 on
+        on_side_RxTx2 = (batch.branch_ids[..., None] == jnp.arange(1, 3)) & batch.response_mask[..., None]
+        theirs_RxTxSx2 = in_slot_RxTxS[..., None] & on_side_RxTx2[:, :, None, :]
+        return jnp.where(theirs_RxTxSx2, self.target_logps()[..., None, None], 0.0).sum(axis=1)
+
     def pair_rewards(self) -> tuple[jax.Array, jax.Array]:
         """Rewards of the good and the bad side of each pair, float32 ``[R, S]`` each; zeros in empty slots."""
         positions_RxSx2 = self.batch.score_positions
@@ -169,20 +178,39 @@ def imitation() -> Objective:
     return {"imitation": Term(1.0, weight, total)}
 
 
+def _contrast(
+    coefficient: float, rewards_of: Callable[[Outputs, Batch], tuple[jax.Array, jax.Array]]
+) -> Term:
+    """L_PM per pair, of the rewards ``[R, S]`` of good and bad sides."""
+
+    def total(outputs: Outputs, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        good_RxS, bad_RxS = rewards_of(outputs, batch)
+        right_RxS = (good_RxS > bad_RxS) + 0.5 * (good_RxS == bad_RxS)
+        loss_RxS = preference_loss(good_RxS, bad_RxS)
+        return (loss_RxS * batch.pair_mask).sum(), {"accuracy": (right_RxS * batch.pair_mask).sum()}
+
+    return Term(coefficient, lambda batch: batch.pair_mask.sum(dtype=jnp.float32), total)
+
+
 def preference(pm_coefficient: float, lm_coefficient: float) -> Objective:
     """``lambda * L_PM + mu * L_LM(good)`` (C.1): L_PM per pair, L_LM per token of the whole good sequence.
 
     Ranked preferences, binary discrimination and binarized PMP differ in how their pairs are built, not here.
     """
 
-    def total(outputs: Outputs, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        good_RxS, bad_RxS = outputs.pair_rewards()
-        right_RxS = (good_RxS > bad_RxS) + 0.5 * (good_RxS == bad_RxS)
-        loss_RxS = preference_loss(good_RxS, bad_RxS)
-        return (loss_RxS * batch.pair_mask).sum(), {"accuracy": (right_RxS * batch.pair_mask).sum()}
-
-    pm = Term(pm_coefficient, lambda batch: batch.pair_mask.sum(dtype=jnp.float32), total)
+    pm = _contrast(pm_coefficient, lambda outputs, batch: outputs.pair_rewards())
     return {"pm": pm} | (language_modeling(lm_coefficient) if lm_coefficient else {})
+
+
+def dpo(beta: float) -> Objective:
+    """Direct preference optimization (Rafailov et al. 2023, eq. 7): L_PM of each pair with the implicit reward in place
+    of a score head's, ``beta`` times a response's log-probability less the frozen reference's."""
+
+    def implicit_rewards(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        reward_RxSx2 = beta * (outputs.pair_logps() - batch.reference_logps)
+        return reward_RxSx2[..., 0], reward_RxSx2[..., 1]
+
+    return {"dpo": _contrast(1.0, implicit_rewards)}
 
 
 def distillation() -> Objective:
@@ -212,6 +240,11 @@ def needs_score_head(name: str) -> bool:
     return name in ("preference", "discriminator")
 
 
+def needs_reference(name: str) -> bool:
+    """Whether the objective compares with the parameters that training starts from, which the state keeps."""
+    return name == "dpo"
+
+
 def needs_lm_head(name: str, mu: float) -> bool:
     """Whether a term of this objective reads the next-token logits; `mu` belongs to ``preference``."""
     return name != "discriminator" and (name != "preference" or mu > 0)
@@ -222,10 +255,13 @@ def reads_only_scores(name: str, mu: float) -> bool:
     return name == "preference" and mu == 0
 
 
-def make_objective(name: str, lam: float = 1.0, mu: float = 1.0) -> Objective:
-    """The objective of a config's ``objective`` section; ``lam`` and ``mu`` belong to ``preference``."""
+def make_objective(name: str, lam: float = 1.0, mu: float = 1.0, beta: float = 0.1) -> Objective:
+    """The objective of a config's ``objective`` section; ``lam`` and ``mu`` belong to ``preference``, ``beta`` to
+    ``dpo``."""
     if name == "preference":
         return preference(lam, mu)
+    if name == "dpo":
+        return dpo(beta)
     makers = {
         "lm": language_modeling,
         "imitation": imitation,

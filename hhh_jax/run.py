@@ -133,6 +133,7 @@ def make_step_config(c: ml_collections.ConfigDict, vocab_size: int, mesh: jax.sh
         n_seeds=len(c.seeds),
         select=c.objective.name in config_lib.PAIR_OBJECTIVES,
         mesh=mesh,
+        beta=c.objective.beta,
     )
 
 
@@ -209,7 +210,7 @@ def _finish(this: Run, state: train.State, extra: dict[str, Any]) -> None:
         return
     write_lines(this.workdir / "items.jsonl", items + untuned_items)
     write_lines(this.workdir / "rows.jsonl", extra["rows"] + rows + untuned_rows)
-    flops = model.executed_flops_per_token(this.step_config.model, c.data.row_length) * extra["tokens"]
+    flops = _flops_per_token(c, this.step_config.model) * extra["tokens"]
     write_json_atomic(
         this.workdir / "DONE.json",
         {
@@ -253,9 +254,8 @@ def recompute_rows(checkpoint: str, task: str, split: str, selection: str) -> li
         return results(this, state, (selection,))[0]
     pairs, _, _ = stage_data.load_split(c, name, split, tokenizer)
     params = state["best"]["params"] if selection == "best" and "best" in state else state["params"]
-    scorer = scoring.Scorer(
-        sc.model, params, len(c.seeds), mesh, c.eval.rows, c.data.row_length, tokenizer.pad_id
-    )
+    shape = c.eval.rows, c.data.row_length, tokenizer.pad_id, c.data.end_of_context
+    scorer = scoring.Scorer(sc.model, params, len(c.seeds), mesh, *shape, state.get("reference"), c.objective.beta)
     ranker = pair_ranker(c.objective.name)
     scores = evaluate.score_pairs(scorer, pairs, (want(ranker),))
     rows = evaluate.pair_rows(scores, tuple(c.seeds), selection, (ranker,))
@@ -281,24 +281,31 @@ def load_config(workdir: epath.Path) -> tuple[ml_collections.ConfigDict, Tokeniz
 
 
 def load_state(workdir: epath.Path, sc: train.StepConfig) -> dict[str, Any]:
-    """``params`` and, where the run has it, ``best`` of a run's newest checkpoint."""
+    """``params`` and, where the run has them, ``best`` and ``reference`` of a run's newest checkpoint."""
     abstract = train.sharded_abstract_state(sc)
-    parts = [part for part in ("params", "best") if part in abstract]
+    parts = [part for part in ("params", "best", "reference") if part in abstract]
     return {part: restore_params(workdir / "checkpoints", abstract[part], subtree=part) for part in parts}
+
+
+def _flops_per_token(c: ml_collections.ConfigDict, m: model.ModelConfig) -> float:
+    """Of training: a forward pass, twice that for the gradients, and another one of the objective's reference."""
+    passes = 4 if objectives.needs_reference(c.objective.name) else 3
+    return model.executed_flops_per_token(m, c.data.row_length) * passes / 3
 
 
 def estimated_flops(c: ml_collections.ConfigDict) -> float:
     """FLOPs that a config asks for, before anything is read: a pair is taken to fill half a row.
 
-    A held-out pair costs a third of a training pair: there is no backward pass.
+    A held-out pair costs a third of a training pair: there is no backward pass (under DPO a half: two forward passes).
     """
     m = config_lib.model_config(c, c.model.vocab_size)
     row = c.data.row_length
-    test_pairs = (c.eval.limit or 2000) / 2 / 3
+    share = 1 / 2 if objectives.needs_reference(c.objective.name) else 1 / 3
+    test_pairs = (c.eval.limit or 2000) / 2 * share
     if c.objective.name == "lm":
         tokens = (c.steps * c.batch.rows * row or c.tokens) + row * test_pairs * len(c.eval.tasks)
     else:
         pairs = c.steps * c.batch.pairs or c.epochs * (c.data.limit or 2000) * (2 if c.data.binarize else 1)
-        validation_pairs = (c.eval.validation_limit or 500) / 2 / 3
+        validation_pairs = (c.eval.validation_limit or 500) / 2 * share
         tokens = row * (pairs / 2 + validation_pairs * c.eval.points + test_pairs * len(c.eval.selections))
-    return model.executed_flops_per_token(m, row) * tokens * len(c.seeds)
+    return _flops_per_token(c, m) * tokens * len(c.seeds)

@@ -3,8 +3,9 @@
     python -m hhh_jax.score --checkpoint=RUN_DIR pairs.jsonl [--output=scores.jsonl] [--seed=0] [--bad_rows=drop]
 
 pairs.jsonl holds {context, good, bad} a line. A preference model gives rewards (only differences between responses to
-one context mean anything), any other run mean log-probabilities of the response's tokens. With --output the scores of
-every pair are written as JSON lines; the last line printed is the pair accuracy with its 95% interval.
+one context mean anything), a run of DPO implicit rewards, any other run mean log-probabilities of the response's
+tokens. With --output the scores of every pair are written as JSON lines; the last line printed is the pair accuracy
+with its 95% interval.
 """
 
 import json

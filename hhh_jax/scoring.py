@@ -39,6 +39,8 @@ class Scorer(NamedTuple):
       rows, length: of a batch, `rows` rounded up to what the mesh divides; `length` tokens are the model's context.
       pad_id: what fills rows.
       end_of_context: whether rewards are read at that token, after an option; if not, at the option's last one.
+      reference, beta: of implicit rewards, the parameters ``[G, ...]`` that DPO started from and its factor; None of
+        other models.
     """
 
     model: ModelConfig
@@ -49,6 +51,8 @@ class Scorer(NamedTuple):
     length: int
     pad_id: int
     end_of_context: bool = True
+    reference: Params | None = None
+    beta: float = 0.1
 
     def padded_rows(self) -> int:
         """`rows`, rounded up."""
@@ -62,7 +66,13 @@ class Scorer(NamedTuple):
 
     def of_seed(self, index: int) -> "Scorer":
         """The same with one of its seeds, by its place among them."""
-        return self._replace(params=jax.tree.map(lambda x: x[index : index + 1], self.params), n_seeds=1)
+        return self.of_seeds([index])
+
+    def of_seeds(self, indices: Sequence[int]) -> "Scorer":
+        """The same with some of its seeds, by their places."""
+        chosen = np.array(indices)
+        params, reference = jax.tree.map(lambda x: x[chosen], (self.params, self.reference))
+        return self._replace(params=params, reference=reference, n_seeds=len(indices))
 
 
 def load_scorer(
@@ -90,13 +100,11 @@ def load_scorer(
     step_config = run.make_step_config(c, tokenizer.vocab_size, mesh)
     state = run.load_state(workdir, step_config)
     params = state["best"]["params"] if selection == "best" and "best" in state else state["params"]
-    if chosen != there:
-        params = jax.tree.map(lambda x: x[np.array([there.index(seed) for seed in chosen])], params)
     length = context or c.data.row_length
     check_length(step_config.model, length)
     shape = c.eval.rows, length, tokenizer.pad_id, c.data.end_of_context
-    scorer = Scorer(step_config.model, params, len(chosen), mesh, *shape)
-    return scorer, tokenizer, chosen
+    scorer = Scorer(step_config.model, params, len(there), mesh, *shape, state.get("reference"), c.objective.beta)
+    return (scorer if chosen == there else scorer.of_seeds(list(map(there.index, chosen)))), tokenizer, chosen
 
 
 class Prefix(NamedTuple):

@@ -28,7 +28,7 @@ class StepConfig:
 
     Attributes:
       model: the model.
-      objective: ``lm``, ``imitation``, ``preference``, ``distillation`` or ``discriminator``.
+      objective: ``lm``, ``imitation``, ``preference``, ``dpo``, ``distillation`` or ``discriminator``.
       lam, mu: coefficients of the PM and the LM term of ``preference``.
       b1, b2, eps, weight_decay, clip: of AdamW; ``clip`` 0 doesn't clip.
       accumulate: microbatches that a batch's rows are cut into.
@@ -36,6 +36,7 @@ class StepConfig:
       select: whether the state carries the best parameters so far by validation, ``best``.
       mesh: where it runs.
       logit_bytes: what logits may take on a device before they are computed in chunks.
+      beta: how strongly ``dpo`` weighs log-probabilities.
     """
 
     model: ModelConfig
@@ -52,10 +53,19 @@ class StepConfig:
     select: bool
     mesh: Mesh
     logit_bytes: int = objectives.LOGIT_BYTES
+    beta: float = 0.1
 
     @property
     def score_head(self) -> bool:
         return objectives.needs_score_head(self.objective)
+
+    @property
+    def reference(self) -> bool:
+        """Whether the state carries the parameters that training starts from, ``reference``."""
+        return objectives.needs_reference(self.objective)
+
+    def terms(self) -> objectives.Objective:
+        return objectives.make_objective(self.objective, self.lam, self.mu, self.beta)
 
     def optimizer(self) -> optax.GradientTransformation:
         return optim.make_optimizer(self.b1, self.b2, self.eps, self.weight_decay, self.clip)
@@ -95,12 +105,21 @@ def batch_loss(
     hidden_RxTxD = hidden_states(config.model, params, batch.tokens, *layout, config.mesh, read_RxM)
     outputs = objectives.Outputs(params, hidden_RxTxD, batch, config.mesh, config.logit_bytes, at_scores)
     terms, metrics = {}, {}
-    for name, term in objectives.make_objective(config.objective, config.lam, config.mu).items():
+    for name, term in config.terms().items():
         total, extra = term.sum(outputs, batch)
         terms[name] = term.coefficient * total / weights[name]
         metrics[f"{name}_loss"] = total / weights[name]
         metrics |= {key: value / weights[name] for key, value in extra.items()}
     return terms, metrics
+
+
+def with_reference(config: StepConfig, reference: Params, batch: Batch) -> Batch:
+    """A batch of pairs with what the reference makes of it: a forward pass that nothing is differentiated through."""
+    hidden_RxTxD = hidden_states(
+        config.model, reference, batch.tokens, batch.segment_ids, batch.branch_ids, batch.positions, config.mesh
+    )
+    outputs = objectives.Outputs(reference, hidden_RxTxD, batch, config.mesh, config.logit_bytes)
+    return dataclasses.replace(batch, reference_logps=outputs.pair_logps())
 
 
 def trained_params(config: StepConfig, params: Params) -> Params:
@@ -110,21 +129,24 @@ def trained_params(config: StepConfig, params: Params) -> Params:
 
 
 def batch_gradients(
-    config: StepConfig, params: Params, batch: Batch, apart: bool
+    config: StepConfig, params: Params, batch: Batch, apart: bool, reference: Params | None = None
 ) -> tuple[dict[str, Params], dict[str, jax.Array], Metrics]:
     """Gradients of the loss over the batch, accumulated over its microbatches.
 
     Args:
       apart: whether to take each term's gradient by itself, which costs one backward pass a term.
+      reference: of the objectives that need one.
 
     Returns:
       ``{"loss": gradient}``, or ``{term: gradient}`` if ``apart``, of `trained_params`; the terms; the metrics.
     """
-    objective = objectives.make_objective(config.objective, config.lam, config.mu)
+    objective = config.terms()
     weights = {name: jnp.maximum(term.weight(batch), 1.0) for name, term in objective.items()}
     chosen = {name: (name,) for name in objective} if apart else {"loss": tuple(objective)}
 
     def gradients(micro: Batch) -> tuple[dict[str, Params], dict[str, jax.Array], Metrics]:
+        micro = micro if reference is None else with_reference(config, reference, micro)
+
         def loss(trained: Params) -> tuple[dict[str, jax.Array], tuple[dict[str, jax.Array], Metrics]]:
             terms, metrics = batch_loss(config, params | trained, micro, weights)
             losses = {key: sum((terms[name] for name in names), jnp.float32(0)) for key, names in chosen.items()}
@@ -155,7 +177,7 @@ def train_step(
 
     Args:
       term_norms: whether to record the gradient norm of each term, ``<term>_grad_norm``, before clipping.
-      state: ``params``, ``opt_state`` and, untouched here, ``best``; ``[G, ...]``.
+      state: ``params``, ``opt_state`` and, untouched here, ``best`` and ``reference``; ``[G, ...]``.
       batch: ``[G, R, ...]``.
       lr_G: learning rate of this update, float32.
 
@@ -164,8 +186,8 @@ def train_step(
       objective adds.
     """
     gradients, terms, metrics = over_seeds(
-        lambda params, batch: batch_gradients(config, params, batch, term_norms), config.n_seeds
-    )(state["params"], batch)
+        lambda params, batch, reference: batch_gradients(config, params, batch, term_norms, reference), config.n_seeds
+    )(state["params"], batch, state.get("reference"))
     total = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), gradients.values())
     norms_of = jax.vmap(optax.tree_utils.tree_norm)
     metrics |= {"loss": sum(terms.values(), jnp.float32(0)), "grad_norm": norms_of(total)}
@@ -189,7 +211,7 @@ def updated(config: StepConfig, state: State, gradients: Params, lr_G: jax.Array
 
 def len_terms(config: StepConfig) -> int:
     """Number of terms of the objective."""
-    return len(objectives.make_objective(config.objective, config.lam, config.mu))
+    return len(config.terms())
 
 
 @functools.lru_cache(maxsize=32)
@@ -217,6 +239,8 @@ def state_of(config: StepConfig, params: Params) -> State:
     state: State = {"params": params, "opt_state": config.optimizer().init(trained_params(config, params))}
     if config.select:
         state["best"] = {"params": params, "value": jnp.float32(-jnp.inf), "step": jnp.int32(0)}
+    if config.reference:
+        state["reference"] = params
     return state
 
 

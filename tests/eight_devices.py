@@ -27,7 +27,7 @@ def stacked(trees: list[Any]) -> Any:
 def all_objectives(
     mesh: Mesh, params: Any, batch: Any, shard_sequence: bool = True, logit_bytes: int = 2**28
 ) -> tuple[np.ndarray, Any]:
-    """Losses ``[5]`` and gradients ``[5, ...]``, parameters and rows divided as the rules say."""
+    """Losses ``[6]`` and gradients ``[6, ...]``, parameters and rows divided as the rules say."""
     model = dataclasses.replace(MODEL, shard_sequence=shard_sequence)
     shapes = jax.eval_shape(lambda x: x, {"params": params})
     shardings = sharding.state_shardings(shapes, mesh)["params"], sharding.batch_sharding(mesh)

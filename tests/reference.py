@@ -163,7 +163,7 @@ def step_config(objective: str, model: ModelConfig, **changes: Any) -> StepConfi
     return StepConfig(model=model, objective=objective, mesh=make_mesh(), **(fields | changes))
 
 
-OBJECTIVES = ("lm", "imitation", "preference", "distillation", "discriminator")
+OBJECTIVES = ("lm", "imitation", "preference", "dpo", "distillation", "discriminator")
 
 
 def example_batch(rows: int, n_pairs: int, seed: int = 0, vocab_size: int = 64) -> Batch:
@@ -173,6 +173,7 @@ def example_batch(rows: int, n_pairs: int, seed: int = 0, vocab_size: int = 64) 
     batch.is_human = rng.integers(0, 2, batch.tokens.shape).astype(np.float32)
     batch.teacher_ids = np.argsort(rng.random((*batch.tokens.shape, vocab_size)))[..., :4].astype(np.int32)
     batch.teacher_logps = np.log(rng.dirichlet(np.ones(5), batch.tokens.shape)[..., :4]).astype(np.float32)
+    batch.reference_logps = rng.uniform(-30, -10, (*batch.pair_mask.shape, 2)).astype(np.float32)
     return batch
 
 
@@ -182,7 +183,7 @@ LAM, MU = 0.7, 0.5  # of `preference` here
 def all_objectives(
     model: ModelConfig, params: Any, batch: Batch, mesh: Mesh | None = None, logit_bytes: int = LOGIT_BYTES
 ) -> tuple[jax.Array, Any]:
-    """Losses ``[5]`` and gradients ``[5, ...]`` of the objectives on a whole batch; to be jitted.
+    """Losses ``[6]`` and gradients ``[6, ...]`` of the objectives on a whole batch; to be jitted.
 
     They share the forward pass, and the backward pass is compiled once for all.
     """

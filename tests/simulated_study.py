@@ -56,16 +56,23 @@ def null(task: str, objective: str, n: int, init: str, pairs: int) -> float:
 
 
 @functools.cache
-def simulated(truth: Truth = paper_like, n_items: int = 160) -> Path:
+def simulated(
+    truth: Truth = paper_like, n_items: int = 160, objectives: tuple[str, ...] = ("imitation", "preference")
+) -> Path:
     """The directory of a study that all tests share; they must not write into it."""
     folder = Path(tempfile.mkdtemp(prefix="simulated_study_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    simulate(folder, truth, n_items)
+    simulate(folder, truth, n_items, objectives=objectives)
     return folder
 
 
 def simulate(
-    study_dir: Path, truth: Truth = paper_like, n_items: int = 300, seed: int = 0, seed_sd: float = 0.04
+    study_dir: Path,
+    truth: Truth = paper_like,
+    n_items: int = 300,
+    seed: int = 0,
+    seed_sd: float = 0.04,
+    objectives: tuple[str, ...] = ("imitation", "preference"),
 ) -> None:
     """Write runs/*/{rows,items}.jsonl, results.csv and study.json.
 
@@ -77,7 +84,7 @@ def simulate(
         simulation.pretraining(n, 20 * n**-0.09)
         for task in TASKS:
             simulation.pairs(task, "untuned", n)
-            for objective in ("imitation", "preference"):
+            for objective in objectives:
                 simulation.pairs(task, objective, n, "lm", PAIRS[-1])
                 simulation.pairs(task, objective, n, "lm", PAIRS[-1], "paper_lr")
     for pairs in PAIRS:
@@ -158,7 +165,7 @@ class _Simulation:
         margins = {"accuracy": best_SxI}
         if init == "lm" and not intervention:
             margins["accuracy_final"] = best_SxI + self.rng.normal(0, 0.1, best_SxI.shape)
-        ranker = "reward" if objective == "preference" else "mean_logp"
+        ranker = {"preference": "reward", "dpo": "implicit_reward"}.get(objective, "mean_logp")
         row = {"stage": "finetune" if init else "pretrain", "N": n, "objective": objective, "init": init}
         row |= {"task": task, "intervention": intervention, "pairs_total": pairs or "", "ranker": ranker}
         for (metric, margin_SxI), s in itertools.product(margins.items(), range(SEEDS)):
@@ -166,7 +173,7 @@ class _Simulation:
                 item = {"task": task, "split": "test", "selection": results.SELECTION[metric], "seed": s}
                 item |= {"item_id": self._item_id(task, i), "group_id": self.groups[i], "n_tokens": 20}
                 for option, score in (("good", margin / 2), ("bad", -margin / 2)):
-                    reward, logp = (score, -60.0) if ranker == "reward" else (None, 20 * score - 60)
+                    reward, logp = (None, 20 * score - 60) if ranker == "mean_logp" else (score, -60.0)
                     self._item(name, item | {"option": option, "reward": reward, "logp_sum": logp})
             right = float((margin_SxI[s] > 0).sum())
             lo, hi = stats.wilson(right, self.n_items)

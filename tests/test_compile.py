@@ -157,7 +157,7 @@ def test_seconds_of_collectives_by_hand():
 def compiled(c, sizes=(1, 1, 1)) -> step.Compiled:
     """What a step would be, without compiling it."""
     this = step.step_config(c, reference.step_config("lm", tiny()).mesh)
-    return step.Compiled(this, step.n_rows(c, 1), step.Memory(10, 20, 5, 1, 100), [], 0.0)
+    return step.Compiled(this, step.n_rows(c, 1), step.Memory(10, 20, 5, 0, 1, 100), [], 0.0)
 
 
 def test_flops_of_a_step_are_what_it_executes():
@@ -196,7 +196,7 @@ def test_every_stage_has_the_shapes_of_its_batches(stage):
     rows = step.n_rows(c, 24)
     batch = step.abstract_batch(c, rows)
     assert batch.tokens.shape == (1, rows, c.data.row_length)
-    assert rows == {"pmp": 528, "ranked": 48, "binary": 48, "imitation": 48}.get(stage, 64)
+    assert rows == {"pmp": 528, "ranked": 48, "binary": 48, "imitation": 48, "dpo": 48}.get(stage, 64)
     assert (batch.teacher_ids is not None) == (c.objective.name == "distillation")
     assert (batch.is_human is not None) == (c.objective.name == "discriminator")
 

@@ -165,6 +165,7 @@ def outputs() -> Outputs:
     ids, logps = teacher(rng.normal(0, 2, (R * T, V)), 5)
     batch.teacher_ids, batch.teacher_logps = ids.reshape(R, T, 5), logps.reshape(R, T, 5)
     hidden_RxTxD = rng.standard_normal((R, T, D)).astype(np.float32)
+    batch.reference_logps = rng.uniform(-30, -10, (R, 4, 2)).astype(np.float32)
     assert (batch.segment_ids[-1] == 0).all()
     result = Outputs(reference.random_params(tiny(n_layer=1)), jnp.asarray(hidden_RxTxD), batch)
     result.pairs, result.placement = pairs, placement
@@ -242,7 +243,7 @@ def test_chunks_change_neither_losses_nor_gradients(outputs):
             assert chunked.chunks == (1 if limit > 10**6 else 3)
             sums = {
                 name: sum(term.sum(chunked, outputs.batch)[0] for term in make_objective(name).values())
-                for name in ("lm", "imitation", "preference", "distillation")
+                for name in ("lm", "imitation", "preference", "dpo", "distillation")
             }
             return sum(weight * sums[name] for weight, name in enumerate(sums, 1)), sums
 
@@ -290,6 +291,20 @@ def test_ties_count_half(outputs):
     assert metrics["accuracy"] == 0.5 and loss == pytest.approx(np.log(2))
 
 
+def test_dpo_is_the_preference_loss_of_implicit_rewards(outputs):
+    """beta times each response's log-probability less the reference's, of whole responses and at the pair's slot."""
+    implicit = np.zeros((4, 2))
+    for pair, side in np.ndindex(4, 2):
+        (r,), (s,) = np.nonzero(outputs.placement.pair_RxS == pair)
+        logp = sum(side_logps(outputs, pair, side, whole=False))
+        implicit[pair, side] = 0.1 * (logp - outputs.batch.reference_logps[r, s, side])
+    margins = implicit[:, 0] - implicit[:, 1]
+    assert 0 < (margins > 0).mean() < 1
+    loss, metrics = loss_of(outputs, "dpo")
+    assert loss == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-5)
+    assert metrics["accuracy"] == (margins > 0).mean()
+
+
 def test_distillation_counts_the_tokens_of_the_loss_mask(outputs):
     batch = outputs.batch
     logits = np.asarray(outputs.hidden_RxTxD, np.float64) @ np.asarray(outputs.params["lm_head"]["kernel"])
@@ -308,5 +323,4 @@ def test_the_discriminator_counts_the_tokens_of_the_loss_mask(outputs):
 
 
 def test_only_rewards_need_a_score_head():
-    names = ("lm", "imitation", "preference", "distillation", "discriminator")
-    assert [name for name in names if needs_score_head(name)] == ["preference", "discriminator"]
+    assert [name for name in reference.OBJECTIVES if needs_score_head(name)] == ["preference", "discriminator"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny_runs import arguments, tiny
 
-from hhh_jax import checkpoint, record, run
+from hhh_jax import checkpoint, distributed, record, results, run
 from hhh_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +61,52 @@ def test_rows_are_recomputed_from_the_checkpoint(ranked, selection):
     assert {(row["seed"], row["metric"]) for row in again} == expected
     for row in again:
         np.testing.assert_allclose(row["value"], stored[row["seed"], row["metric"]], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def dpo(pairs, pretrained, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("dpo")
+    run.run(tiny("dpo", pairs, init__checkpoint=pretrained, epochs=2.0), workdir, quiet=True)
+    return workdir
+
+
+def test_dpo_begins_where_its_reference_is_and_ranks_by_implicit_rewards(dpo):
+    metrics = record.read_metrics(dpo / "metrics.jsonl")
+    np.testing.assert_allclose(metrics[0]["loss"], np.log(2), rtol=1e-6)
+    assert np.mean(metrics[-1]["loss"]) < np.log(2) - 0.01
+    rows = lines(dpo / "rows.jsonl")
+    assert {(row["stage"], row["objective"], row["ranker"]) for row in rows} == {("finetune", "dpo", "implicit_reward")}
+    for row in rows:
+        if row["metric"] == "accuracy":
+            found = results.read_items(dpo, row["task"], "test", "best", "implicit_reward")
+            assert found.correct[found.seeds.index(row["seed"])].mean() == pytest.approx(row["value"])
+    again = {(row["seed"], row["metric"]): row["value"] for row in run.recompute_rows(str(dpo), "", "test", "best")}
+    stored = {(row["seed"], row["metric"]): row["value"] for row in rows if not row["metric"].endswith("_final")}
+    assert again == pytest.approx(stored, rel=1e-6)
+
+
+class StopBefore(distributed.StopSignal):
+    """As if SIGTERM came before that step."""
+
+    def __init__(self, step: int):
+        super().__init__()
+        self.step = step
+
+    def before(self, step: int) -> bool:
+        return step == self.step
+
+
+def test_dpo_goes_on_with_its_reference_bit_for_bit(dpo, pairs, pretrained, tmp_path):
+    c = tiny("dpo", pairs, init__checkpoint=pretrained, epochs=2.0)
+    with pytest.raises(distributed.Stopped):
+        run.run(c, tmp_path, quiet=True, stop=StopBefore(7))
+    run.run(c, tmp_path, quiet=True)
+    timeless = [
+        [{k: v for k, v in line.items() if not record.is_time_field(k)} for line in record.read_metrics(path)]
+        for path in (tmp_path / "metrics.jsonl", dpo / "metrics.jsonl")
+    ]
+    assert timeless[0] == timeless[1] and len(timeless[0]) > 20
+    assert lines(tmp_path / "items.jsonl") == lines(dpo / "items.jsonl")
 
 
 def test_a_curve_within_one_run_has_what_shorter_runs_end_with(pairs, pretrained, tmp_path):

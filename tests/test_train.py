@@ -12,7 +12,7 @@ from reference import PAD, assert_trees_close, example_batch, make_pair, random_
 
 from hhh_jax import evaluate, scoring, train
 from hhh_jax.data.loader import PairLoader, stack
-from hhh_jax.data.packing import Batch
+from hhh_jax.data.packing import Batch, pack_pairs
 from hhh_jax.model import Params, hidden_states
 from hhh_jax.objectives import Outputs, preference_loss
 
@@ -166,6 +166,63 @@ def test_a_planted_ranking_is_found_and_shuffled_labels_give_chance(loaders, sta
     ]
     assert accuracy[0][0].mean() > 0.9
     assert abs(accuracy[1][1].mean() - 0.5) < 0.06  # four standard deviations of 1000 coins
+
+
+# DPO and its reference
+
+
+def dpo_loss(pairs: list, params: Params, start: Params, beta: float) -> float:
+    """Mean over pairs, each side alone in float64: the definition."""
+
+    def implicit(sequence: np.ndarray, n: int) -> float:
+        now, before = (reference.target_logps(MODEL, p, sequence)[-n:].sum() for p in (params, start))
+        return beta * (now - before)
+
+    losses = []
+    for pair in pairs:
+        first = max(len(pair.context), 1)
+        good, bad = (implicit(sequence, len(sequence) - first) for sequence in reference.sides(pair))
+        losses.append(np.log1p(np.exp(bad - good)))
+    return float(np.mean(losses))
+
+
+def test_dpo_equals_pairs_one_by_one_and_its_gradient_finite_differences():
+    """Of pairs that share contexts in packed rows, with another reference than the parameters."""
+    pairs = reference.random_pairs(np.random.default_rng(4), 7)
+    batch, _ = pack_pairs(pairs, 48, 4, PAD, sizes=[5])
+    config = step_config("dpo", MODEL, beta=0.7)
+    params, start = params_of(config, 0), params_of(config, 1)
+    compute = reference.jit(lambda params, start: train.batch_gradients(config, params, batch, False, start))
+    gradient, terms, _ = compute(params, start)
+    assert float(terms["dpo"]) == pytest.approx(dpo_loss(pairs, params, start, 0.7), rel=1e-5)
+    along, step = jax.tree.map(lambda x: np.asarray(x, np.float64), gradient["loss"]), 1e-4
+    ahead, behind = (
+        dpo_loss(pairs, jax.tree.map(lambda p, g, sign=sign: p + sign * step * g, params, along), start, 0.7)
+        for sign in (1, -1)
+    )
+    assert (ahead - behind) / (2 * step) == pytest.approx(norm(along) ** 2, rel=1e-3)
+
+
+def test_dpo_starts_at_log_2_finds_a_planted_ranking_and_keeps_its_reference(loaders):
+    config = dataclasses.replace(PLANTED, objective="dpo")
+    state = jax.tree.map(np.array, train.init_state(config, (3, 5)))
+    before = state["reference"]
+    assert "score_head" not in before
+    assert_trees_close(before, state["params"], 0)
+    held_out = ranked_pairs(1000, 2, shuffled=False)
+
+    def accuracy(state: train.State) -> np.ndarray:
+        scorer = scoring.Scorer(config.model, state["params"], 2, config.mesh, 32, LENGTH, PAD)
+        scores = evaluate.score_pairs(scorer._replace(reference=state["reference"]), held_out, ("implicit_reward",))
+        return evaluate.right(scores.margins("implicit_reward")).mean(1)
+
+    assert (accuracy(state) == 0.5).all()  # all are ties
+    for step in range(STEPS):
+        state, metrics = update(config, state, both_batches(loaders, step), np.full(2, 0.01, np.float32))
+        if step == 0:
+            np.testing.assert_allclose(metrics["loss"], np.log(2), rtol=1e-6)
+    assert accuracy(state)[0] > 0.9
+    assert_trees_close(state["reference"], before, 0)
 
 
 def test_a_head_that_the_objective_does_not_read_stays_and_has_no_moments():

@@ -1,5 +1,7 @@
 """Section 3 of the paper: imitation against preference modeling on ranked and binary tasks (figures 3, 14 and 15).
 
+DPO stands beside them on the same pairs: it sees both sides as preference modeling does, and has no scalar head.
+
     python -m hhh_jax.study --config=configs/studies/objectives.py --workdir=runs/objectives
     python -m hhh_jax.study --config=configs/studies/objectives.py:data=DIR --workdir=runs/objectives-real
 
@@ -66,7 +68,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 def runs(c: ml_collections.ConfigDict) -> list[Planned]:
     """All runs, every one after those that it needs."""
-    return [*_baselines(c), *_pretraining(c), *_finetuning(c)]
+    return [*_baselines(c), *_pretraining(c), *_finetuning(c), *_dpo(c)]
 
 
 def _tasks(c: ml_collections.ConfigDict) -> dict[str, str]:
@@ -118,6 +120,12 @@ def _finetuning(c: ml_collections.ConfigDict) -> Iterator[Planned]:
         for task, kind in _tasks(c).items():
             for stage in ("imitation", kind):
                 yield from _arm(c, stage, rung, task)
+
+
+def _dpo(c: ml_collections.ConfigDict) -> Iterator[Planned]:
+    for rung in c.rungs:
+        for task in _tasks(c):
+            yield from _arm(c, "dpo", rung, task)
 
 
 def _arm(c: ml_collections.ConfigDict, stage: str, rung: str, task: str) -> Iterator[Planned]:

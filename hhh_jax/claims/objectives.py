@@ -39,8 +39,14 @@ IMITATION = {"stage": "finetune", "objective": "imitation"}
 MISFIT = 0.02  # relative error of the loss: "a power law"
 
 
-def both_objectives(study: Study, tasks: Sequence[str], n: int) -> list[list[Items | None]]:
-    return [[study.items(task, objective, n) for task in tasks] for objective in ("preference", "imitation")]
+DPO = {"stage": "finetune", "objective": "dpo"}
+"""Rows of a study that is about DPO too."""
+
+
+def both_objectives(
+    study: Study, tasks: Sequence[str], n: int, objectives: Sequence[str] = ("preference", "imitation")
+) -> list[list[Items | None]]:
+    return [[study.items(task, objective, n) for task in tasks] for objective in objectives]
 
 
 def _loss_falls(study: Study) -> Outcome:
@@ -70,16 +76,19 @@ def _loss_falls(study: Study) -> Outcome:
     )
 
 
-def _gain_of(kind: str, verdict: Callable[[Estimate], str]) -> Callable[[Study], Outcome]:
+def _gain_of(
+    kind: str, verdict: Callable[[Estimate], str], of: str = "preference", over: str = "imitation"
+) -> Callable[[Study], Outcome]:
     def judge(study: Study) -> Outcome:
         tasks = study.tasks(kind)
-        sizes = study.sizes(tasks)
+        sizes = study.sizes(tasks, (of, over))
         if not sizes:
             return Outcome(NOT_RUN, note=f"no {kind} task has both objectives")
-        gains = {n: [study.gain(task, n) for task in tasks] for n in sizes}
+        gains = {n: [study.gain(task, n, of, over) for task in tasks] for n in sizes}
         n = sizes[-1]
         estimate = known(mean(gains[n]))
-        result = verdict(estimate) if above_floor(study, tasks, both_objectives(study, tasks, n)) else FLOOR
+        arms = both_objectives(study, tasks, n, (of, over))
+        result = verdict(estimate) if above_floor(study, tasks, arms) else FLOOR
         details = [
             (task_name(task), known(mean([gain]))) for task, gain in zip(tasks, gains[n], strict=True)
         ]
@@ -87,7 +96,7 @@ def _gain_of(kind: str, verdict: Callable[[Estimate], str]) -> Callable[[Study],
         note = ""
         untuned = [study.items(task, "untuned", n, "", None) for task in tasks]
         tuned = [study.items(task, "imitation", n) for task in tasks]
-        if all(items is not None for items in untuned):
+        if over == "imitation" and all(items is not None for items in untuned):
             learned = [difference(*common(known(a), known(b))) for a, b in zip(tuned, untuned, strict=True)]
             details += [(f"{task_name(t)}, untuned LM", known(mean([u]))) for t, u in zip(tasks, untuned, strict=True)]
             details += [
@@ -202,6 +211,26 @@ CLAIMS = (
         f"supported if the interval is within ±{MARGIN}; contradicted if wholly outside",
         _gain_of("binary", equality),
         IMITATION,
+    ),
+    Claim(
+        "contrast",
+        "Contrast is enough: DPO, which sees both sides of a pair and has no scalar head, does better than imitation "
+        "learning on ranked tasks. (Our question; the paper has no DPO.)",
+        "section 3; Rafailov et al. 2023",
+        "mean accuracy gain of DPO over imitation on the ranked tasks",
+        "supported if the interval is above 0; contradicted if below",
+        _gain_of("ranked", direction, "dpo"),
+        DPO,
+    ),
+    Claim(
+        "scalar_head",
+        "The scalar head adds nothing to the contrast: preference modeling and DPO do about equally well on ranked "
+        "tasks. (Our question.)",
+        "section 3; Rafailov et al. 2023",
+        "mean accuracy gain of preference modeling over DPO on the ranked tasks",
+        f"supported if the interval is within ±{MARGIN}; contradicted if wholly outside",
+        _gain_of("ranked", equality, "preference", "dpo"),
+        DPO,
     ),
     Claim(
         "ranked_scaling",

@@ -60,14 +60,16 @@ def step_flops(step: Compiled, batch: Batch) -> Flops:
     row = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[2:]), x.dtype), batch)
     ends, layer = _row_flops(config, "none", row)
     model = ends + m.n_layer * layer
+    # Forward, two for the gradients and, under DPO, the reference's forward.
+    passes = 4 if config.reference else 3
     remat = 0.0 if m.remat == "none" else m.n_layer * (_row_flops(config, m.remat, row)[1] - layer)
     if logit_chunks(step.rows // config.accumulate, length, m.vocab_size, config.mesh, config.logit_bytes) > 1:
-        remat += ends / 3  # the logits, of which the two other thirds are the backward pass
-    in_attention = 12.0 * m.n_layer * m.d_model * length**2
+        remat += ends / passes  # the logits, which the backward pass needs again
+    in_attention = 4.0 * passes * m.n_layer * m.d_model * length**2
     skipped = in_attention * (1 - attention.visited(m.attention, m.head_dim, m.dtype, length, config.mesh))
-    # Full remat passes over the visited part of attention once more, a third of it all; dots keeps what splash gave.
+    # Full remat makes one pass over the visited part of attention again; dots keeps what splash gave.
     if skipped and m.remat != "none":
-        remat -= skipped / 3 if m.remat == "full" else in_attention / 3
+        remat -= (skipped if m.remat == "full" else in_attention) / passes
     rows = step.rows * config.n_seeds
     return Flops(rows * model, rows * (model - skipped), rows * (model - skipped + remat))
 
@@ -94,8 +96,9 @@ def _row_flops(config: train.StepConfig, remat: str, row: Batch) -> tuple[float,
 @functools.lru_cache(maxsize=64)
 def _lowered_flops(config: train.StepConfig, structure: Any, leaves: tuple) -> float:
     gradients = functools.partial(train.batch_gradients, config, apart=False)
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), train.abstract_state(config)["params"])
-    costs = jax.jit(gradients).lower(params, jax.tree.unflatten(structure, leaves)).cost_analysis()
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), train.abstract_state(config))
+    arguments = state["params"], jax.tree.unflatten(structure, leaves)
+    costs = jax.jit(gradients).lower(*arguments, reference=state.get("reference")).cost_analysis()
     assert costs is not None
     return float(costs["flops"])
 
@@ -116,10 +119,11 @@ def least_bytes(step: Compiled) -> float:
     """Bytes that a step cannot avoid moving through one device's memory.
 
     Parameters and moments are read and written, gradients written and read, and the matrices of the blocks, gathered in
-    the compute dtype, read in each pass: forward, backward and, under full remat, forward again.
+    the compute dtype, read in each pass: forward, backward and, under full remat, forward again; of DPO's reference,
+    in one.
     """
     memory, m = step.memory, step.config.model
-    passes = 3 if m.remat == "full" else 2
+    passes = 2 + (m.remat == "full") + step.config.reference
     matrices = count_params(m)["n"] * np.dtype(m.dtype).itemsize / step.config.mesh.shape["tensor"]
     kept = memory.parameters + memory.optimizer
     return 2.0 * kept + 2.0 * memory.parameters + passes * matrices * step.config.accumulate * step.config.n_seeds

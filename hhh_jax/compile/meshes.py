@@ -10,6 +10,7 @@ from hhh_jax import sharding, train
 from hhh_jax.compile.bound import Bound, Flops, bound, step_flops
 from hhh_jax.compile.hardware import Topology
 from hhh_jax.compile.step import Compiled, OutOfMemory, Sizes, abstract_batch, compile_step, state_bytes, step_config
+from hhh_jax.config import PAIR_OBJECTIVES
 from hhh_jax.errors import UserError
 
 REMATS = ("none", "dots", "full")
@@ -58,7 +59,7 @@ def _heads(c: ml_collections.ConfigDict) -> int:
 
 def _useful_rows(c: ml_collections.ConfigDict) -> int:
     """Rows that a step can fill: a pair fills one at most."""
-    pairs = c.objective.name in ("imitation", "preference")
+    pairs = c.objective.name in PAIR_OBJECTIVES
     return int(c.batch.pairs if pairs else c.batch.rows) // c.optim.accumulate
 
 
@@ -67,7 +68,7 @@ def divides(c: ml_collections.ConfigDict, topology: Topology, sizes: Sizes) -> b
     data, fsdp, tensor = sizes
     if _heads(c) % tensor:
         return False
-    if c.objective.name not in ("imitation", "preference") and c.batch.rows % (data * fsdp * c.optim.accumulate):
+    if c.objective.name not in PAIR_OBJECTIVES and c.batch.rows % (data * fsdp * c.optim.accumulate):
         return False
     try:
         config = step_config(c, sharding.make_mesh(*sizes, devices=topology.devices()))

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from hhh_jax import run, sharding, train
 from hhh_jax.compile import hlo
 from hhh_jax.compile.hardware import Topology
+from hhh_jax.config import PAIR_OBJECTIVES
 from hhh_jax.data.packing import Batch, empty_batch, row_sizes
 from hhh_jax.errors import UserError
 
@@ -33,6 +34,7 @@ class Memory(NamedTuple):
       parameters: float32.
       optimizer: both moments.
       best: the parameters kept for the best validation, in stages that have one.
+      reference: the frozen parameters of DPO.
       batch: what is fed.
       rest: gradients, activations, gathered weights and all else that comes and goes within a step.
     """
@@ -40,6 +42,7 @@ class Memory(NamedTuple):
     parameters: int
     optimizer: int
     best: int
+    reference: int
     batch: int
     rest: int
 
@@ -72,14 +75,14 @@ class OutOfMemory(Exception):
 
 def n_rows(c: ml_collections.ConfigDict, multiple: int) -> int:
     """Rows of a step's batch, where they must be a multiple of `multiple`; pairs may fill as many rows as there are."""
-    if c.objective.name in ("imitation", "preference"):
+    if c.objective.name in PAIR_OBJECTIVES:
         return row_sizes(c.batch.pairs, multiple, c.data.row_sizes)[-1]
     return int(c.batch.rows)
 
 
 def abstract_batch(c: ml_collections.ConfigDict, rows: int) -> Batch:
     """The shapes of a batch of the config's stage, ``[G, rows, ...]``."""
-    pairs = c.objective.name in ("imitation", "preference")
+    pairs = c.objective.name in PAIR_OBJECTIVES
     batch, _ = empty_batch(rows, c.data.row_length, c.data.slots if pairs else 0, 0)
     if c.objective.name == "distillation":
         batch.teacher_ids = np.zeros((rows, c.data.row_length, TEACHER_TOKENS), np.int32)
@@ -131,21 +134,21 @@ def _local_bytes(leaf: Any, where: Any) -> int:
     return math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def _state_bytes(config: train.StepConfig, state: train.State) -> tuple[int, int, int]:
-    """Bytes on one device of parameters, optimizer state and kept best."""
+def _state_bytes(config: train.StepConfig, state: train.State) -> tuple[int, int, int, int]:
+    """Bytes on one device of parameters, optimizer state, kept best and reference."""
     shardings = sharding.state_shardings(state, config.mesh)
     parts = (
         sum(map(_local_bytes, jax.tree.leaves(state.get(part)), jax.tree.leaves(shardings.get(part))))
-        for part in ("params", "opt_state", "best")
+        for part in ("params", "opt_state", "best", "reference")
     )
-    parameters, optimizer, best = parts
-    return parameters, optimizer, best
+    parameters, optimizer, best, reference = parts
+    return parameters, optimizer, best, reference
 
 
 def state_bytes(config: train.StepConfig) -> int:
     """Bytes on one device of all that stays from step to step, and of the gradients, which every step needs beside."""
-    parameters, optimizer, best = _state_bytes(config, train.abstract_state(config))
-    return 2 * parameters + optimizer + best
+    parameters, optimizer, *others = _state_bytes(config, train.abstract_state(config))
+    return 2 * parameters + optimizer + sum(others)
 
 
 def _bytes_asked_for(message: str) -> int:

@@ -87,7 +87,8 @@ def line(names: str, r: dict[str, Any]) -> str:
     """One row of the table."""
     if not r["fits"]:
         return f"| {r['rung']} | {names} | {r['topology']} | | does not fit | | | | | |"
-    kept = sum(size for name, size in r["hbm_parts"].items() if name in ("parameters", "optimizer", "best"))
+    stays = ("parameters", "optimizer", "best", "reference")
+    kept = sum(size for name, size in r["hbm_parts"].items() if name in stays)
     mesh = ", ".join(map(str, r["mesh"]))
     return (
         f"| {r['rung']} | {names} | {r['topology']} | {mesh} | {r['rows']} | {r['hbm_bytes_per_chip'] / GIB:.2f} | "
@@ -134,6 +135,6 @@ if __name__ == "__main__":
     _CHIPS = flags.DEFINE_list("chips", list(SLICES), "Chips to compile for.")
     _RUNGS = flags.DEFINE_list("rungs", list(SLICES["v5e"]), "Rungs to compile.")
     _STAGES = flags.DEFINE_list(
-        "stages", ["pretrain", "distill", "imitation", "ranked", "pmp", "discriminator"], "Stages to compile."
+        "stages", ["pretrain", "distill", "imitation", "ranked", "dpo", "pmp", "discriminator"], "Stages to compile."
     )
     cli.start(main)

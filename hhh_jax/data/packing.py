@@ -47,6 +47,8 @@ class Batch:
       pair_mask: bool ``[R, S]``, which slots hold a pair.
       teacher_ids, teacher_logps: int32 and float32 ``[R, T, k]``, the stored teacher of distillation.
       is_human: float32 ``[R, T]``, the labels of the per-token discriminator.
+      reference_logps: float32 ``[R, S, 2]``, what `Outputs.pair_logps` gives under the reference of DPO; the step fills
+        them in.
     """
 
     tokens: Any
@@ -61,6 +63,7 @@ class Batch:
     teacher_ids: Any = None
     teacher_logps: Any = None
     is_human: Any = None
+    reference_logps: Any = None
 
 
 @dataclasses.dataclass
