@@ -72,9 +72,9 @@ def test_power_laws_of_figure_27_are_least_squares(panel, series, exponent, brok
 
 def test_fits_are_drawn_with_their_exponents():
     labels = paper.draw(27).axes[0].get_legend_handles_labels()[1]
-    assert sorted(labels) == ["Mix, exponent 0.006", "StackExch, exponent 0.005"]
+    assert sorted(labels) == ["Mix: exponent 0.0055", "StackExch: exponent 0.0054"]
     broken = paper.draw(28).axes[0].get_legend_handles_labels()[1]
-    assert broken == ["Hellaswag, exponent 0.305 (misses a loss by 48.1%)"]
+    assert broken == ["Hellaswag: exponent 0.3048\nmisses a loss by 48.1%"]
 
 
 def test_figure_9_has_bars_and_the_refit_of_table_2():

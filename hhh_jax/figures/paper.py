@@ -109,7 +109,7 @@ def draw_panel(ax: "Axes", figure: int, panel: str) -> None:
         marker = "" if len(line) > 40 or thin else "o"
         if figure in FITTED:
             law = stats.power_law_line(line["y"], line["x"])
-            label += f", exponent {law.exponent:.3f}" + "".join(f" ({flaw})" for flaw in stats.flaws(law.misfit))
+            label = "\n".join([f"{label}: exponent {law.exponent:.4f}", *stats.flaws(law.misfit)])
             ax.plot(line["x"], law.coefficient * line["x"] ** -law.exponent, ":", color=color, linewidth=1)
             look = {"linewidth": 0}
         ax.plot(line["x"], line["y"], "--" if dashed else "-", color=color, marker=marker, label=label, **look)

@@ -89,6 +89,16 @@ def test_rows_follow_from_the_items(checkpoint, tmp_path):
     assert {row["task"] for row in rows} == {"own_hhh", "own_hhh:helpful", "own_hhh:honest"}
 
 
+def test_rows_of_a_study_name_the_run_that_has_their_items(checkpoint, tmp_path):
+    """Claims find the records behind a row by its run; two conversations are a prompt of their own."""
+    directory = tmp_path / "evaluate-pretrain-two"
+    directory.mkdir()
+    battery.job(directory, after=checkpoint, study="s", evals=["own_hhh"], intervention="two", limit=3)
+    rows = [json.loads(line) for line in (directory / "rows.jsonl").read_text().splitlines()]
+    assert {(row["run"], row["intervention"]) for row in rows} == {("evaluate-pretrain-two", "two")}
+    assert json.loads((directory / "own_hhh" / "about.json").read_text())["notes"][0].startswith("prompt two (")
+
+
 def test_two_runs_give_identical_records_and_done_ones_are_kept(checkpoint, tmp_path):
     once, again = tmp_path / "once", tmp_path / "again"
     for output in (once, again):
