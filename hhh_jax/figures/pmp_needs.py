@@ -33,7 +33,7 @@ def binary_ranked(table: "pd.DataFrame") -> "Figure":
     """Figure 18: mean accuracy from binary PMP minus from ranked PMP over numbers of pairs; thin lines are tasks."""
     gains, n = _binary_gains(table)
     means = style.need(gains[gains["task"] == "mean:all"], "finetuning on every task from binary and ranked PMP")
-    figure, axes = style.new_figure(panel=(4.4, 3.2))
+    figure, axes = style.new_figure(panel=(5.0, 3.6))
     ax = axes[0, 0]
     style.zero_line(ax)
     for color, init in zip(COLORS, sorted(means["init"].unique()), strict=False):
@@ -47,7 +47,7 @@ def binary_ranked(table: "pd.DataFrame") -> "Figure":
     style.pairs_axis(ax, sorted(means["pairs_total"].astype(float).unique()))
     ax.set_ylabel("accuracy gain")
     ax.set_title(f"Binary minus ranked PMP (N = {size_name(n)})")
-    style.legend_below(figure, [ax], columns=3)
+    style.legend_below(figure, [ax], columns=2)
     return figure
 
 
