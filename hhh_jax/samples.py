@@ -24,12 +24,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hhh_jax import model, run, stats
+from hhh_jax import config, model, run
 from hhh_jax.checkpoint import read_extra
 from hhh_jax.data import problems as problems_lib
 from hhh_jax.data.records import Prompt, content_sha
 from hhh_jax.data.tokenizer import Tokenizer
 from hhh_jax.evals import code
+from hhh_jax.evals.pass_at_k import mean_over_problems
 from hhh_jax.evals.sandbox import run_many
 from hhh_jax.record import write_json_atomic
 from hhh_jax.sample import Decoding, cannot_sample, sample
@@ -197,11 +198,11 @@ def share_rows(judged: dict[str, list[Answers]], temperature: float) -> list[dic
     rows = []
     for split, answers in judged.items():
         for seed in sorted({one.seed for one in answers}):
-            own = [one for one in answers if one.seed == seed]
-            share_P = np.array([np.nanmean(one.correct) for one in own if not np.isnan(one.correct).all()])
-            groups_P = np.array([one.group_id for one in own if not np.isnan(one.correct).all()])
-            value, lo, hi, n_items = stats.estimate([stats.sample(share_P, groups_P)])[:4]
-            found = {"value": value, "lo": max(0.0, lo), "hi": min(1.0, hi), "n_items": n_items}
+            own = [one for one in answers if one.seed == seed and not np.isnan(one.correct).all()]
+            share_P = [float(np.nanmean(one.correct)) for one in own]
+            groups_P = np.array([one.group_id for one in own])
+            value, lo, hi, n_items = mean_over_problems(share_P, groups_P)[:4]
+            found = {"value": value, "lo": lo, "hi": hi, "n_items": n_items}
             rows.append({"split": split, "seed": seed, "metric": "share_right", "ranker": f"T={temperature:g}"} | found)
     return rows
 
@@ -215,7 +216,7 @@ def read_answers(path: Path) -> list[Answers]:
 def model_columns(directory: Path) -> dict[str, Any]:
     """What result rows say of a run's model."""
     c, tokenizer = run.load_config(open_path(directory))
-    n = model.count_params(run.config_lib.model_config(c, tokenizer.vocab_size))["n"]
+    n = model.count_params(config.model_config(c, tokenizer.vocab_size))["n"]
     sha = read_extra(open_path(directory) / "checkpoints")["config_sha"]
     return {
         "ladder": c.ladder, "n_layer": c.model.n_layer, "N": n, "objective": c.objective.name, "init": c.labels.init,

@@ -32,6 +32,7 @@ from typing import Any
 import ml_collections
 
 from hhh_jax import config
+from hhh_jax.data.records import SPLITS
 from hhh_jax.errors import UserError
 from hhh_jax.study import RUN, Job, Planned
 
@@ -53,12 +54,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.vocab_size = 4096 if real else 400
     # Updates count more than tokens at these sizes, so batches are small and rates high.
     c.pretrain_rows = 8 if real else 2
-    c.pretrain_lr_multiple = 1.0 if real else 2.0
+    c.pretrain_lr_multiple = (1.0, 1.0, 1.0) if real else (2.0, 1.0)
     c.tokens = {  # of each rung
-        "code": (2e6, 2e6, 2e6) if real else (8e4, 3e4),
-        "last_word": (2e7, 2e7, 2e7) if real else (1e5, 8e4),
+        "code": (2e6, 2e6, 2e6) if real else (8e4, 4e4),
+        "last_word": (2e7, 2e7, 2e7) if real else (1e5, 1e5),
     }
-    c.problems = {"train": 4000 if real else 60, "validation": 400 if real else 20, "test": 1000 if real else 32}
+    c.problems = {  # of each split
+        "code": (4000, 400, 1000) if real else (80, 20, 40),
+        "last_word": (4000, 400, 1000) if real else (300, 60, 100),
+    }
     c.n_train = 8 if real else 4  # of each seed, and all seeds' answers make pairs
     c.n_test = 100 if real else 16
     c.max_new_tokens = {"code": 256 if real else 20, "last_word": 8}
@@ -77,7 +81,7 @@ def runs(c: ml_collections.ConfigDict) -> list[Planned]:
         planned
         for index, rung in enumerate(c.rungs)
         for kind in (("code",) if c.run_untrusted_code else ()) + ("last_word",)
-        for planned in _chain(c, kind, rung, c.tokens[kind][index])
+        for planned in _chain(c, kind, rung, c.tokens[kind][index], c.pretrain_lr_multiple[index])
     ]
 
 
@@ -95,16 +99,19 @@ def _sources(c: ml_collections.ConfigDict, kind: str) -> tuple[str, str, str]:
     return there("text", "stdlib") if problems != "passages" else "passages", problems, ""
 
 
-def _chain(c: ml_collections.ConfigDict, kind: str, rung: str, tokens: float) -> Iterator[Planned]:
+def _chain(
+    c: ml_collections.ConfigDict, kind: str, rung: str, tokens: float, lr_multiple: float
+) -> Iterator[Planned]:
     source, problems, test = _sources(c, kind)
     name = f"{kind}-{rung}"
     pretraining = {
-        "tokens": tokens, "batch.rows": c.pretrain_rows, "optim.lr_multiple": c.pretrain_lr_multiple,
+        "tokens": tokens, "batch.rows": c.pretrain_rows, "optim.lr_multiple": lr_multiple,
         "eval.limit": 100, "eval.validation_limit": 50,
     }  # fmt: skip
     yield Planned(f"pretrain-{name}", _run(c, "pretrain", rung, source, **pretraining))
+    limits = dict(zip(SPLITS, c.problems[kind], strict=True))
     arguments = {
-        "problems": problems, "test": test, "written": c.lambada_format, "limits": c.problems.to_dict(),
+        "problems": problems, "test": test, "written": c.lambada_format, "limits": limits,
         "n_train": c.n_train, "n_test": c.n_test, "temperature": 1.0, "max_new_tokens": c.max_new_tokens[kind],
         "pairs_per_problem": c.pairs_per_problem[kind], "context": c.row_length, "rows": c.sample_rows,
         "run_untrusted_code": c.run_untrusted_code,
@@ -118,7 +125,7 @@ def _chain(c: ml_collections.ConfigDict, kind: str, rung: str, tokens: float) ->
     for stage in ("imitation", "binary"):
         pairs = f"{RUN}samples-{name}/pairs.jsonl"
         yield Planned(f"{stage}-{name}", _run(c, stage, rung, pairs, **finetuning), after=f"pretrain-{name}")
-    zero = {"limits": {"test": c.problems.test}, "n_test": 1, "temperature": 0.0}
+    zero = {"limits": {"test": limits["test"]}, "n_test": 1, "temperature": 0.0}
     yield Planned(f"greedy-{name}", job=Job("samples", arguments | zero), after=f"imitation-{name}")
     named = {"samples": "samples", "greedy": "greedy", "imitation": "imitation", "preference": "binary"}
     ranked = {argument: f"{RUN}{run}-{name}" for argument, run in named.items()}

@@ -16,7 +16,6 @@ what a language model that is pretrained on the same file reads.
 
 import json
 from pathlib import Path
-from typing import Any
 
 from hhh_jax.data import files, functions, passages, prepared
 from hhh_jax.data.records import Document, Prompt
@@ -37,14 +36,15 @@ def load(name: str, split: str, written: str = "") -> list[Prompt]:
     if name in _GENERATED:
         return list(_GENERATED[name](split))
     if Path(name).is_dir():
-        found = [problem for problem in prepared.load(Path(name), "prompts", split) if _is_written(problem, written)]
+        records = prepared.load(Path(name), "prompts", split)
+        found = [one for one in records if isinstance(one, Prompt) and written in ("", one.meta.get("format"))]
     elif name.endswith(".jsonl") and Path(name).is_file():
         found = _of_file(name, split)
     else:
         raise UserError(f"no problems named {name!r}; there are {', '.join(_GENERATED)}, a .jsonl file or a folder")
-    if not found:  # typed so because the folder may have passages of another format only
+    if not found:
         raise UserError(f"{name}: has no problem{f' of format {written}' if written else ''} in its {split} split")
-    return found  # type: ignore[return-value]
+    return found
 
 
 def kind(problem: Prompt) -> str:
@@ -59,10 +59,6 @@ def kind(problem: Prompt) -> str:
 def title(name: str) -> str:
     """The name of problems for the results table: a file or folder goes by its own."""
     return name if name in _GENERATED else Path(name).stem
-
-
-def _is_written(problem: Any, written: str) -> bool:
-    return not written or problem.meta.get("format") == written
 
 
 def _of_file(path: str, split: str) -> list[Prompt]:

@@ -1,6 +1,6 @@
 """Re-ranking samples: the paper's figures 11 to 13, from the rows of `hhh_jax.rerank`."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hhh_jax.figures import style
 from hhh_jax.rerank import PAPER_KS
@@ -77,7 +77,7 @@ def _lines(ax: "Axes", rows: "pd.DataFrame", x: str) -> None:
         style.band(ax, rows[rows["ranker"] == ranker], x, name, color, marker, (-0.012, 0.012)[index])
     for ranker, (name, dashes) in BOUNDS.items():
         line = rows[rows["ranker"] == ranker]
-        look = {"color": style.GRAY, "linewidth": 0.9, "linestyle": dashes, "label": name, "zorder": 1}
+        look: dict[str, Any] = {"color": style.GRAY, "linewidth": 0.9, "linestyle": dashes, "label": name, "zorder": 1}
         if ranker == "greedy" and x == "k":
             for value in line["value"]:
                 ax.axhline(value, **look)
