@@ -185,8 +185,8 @@ def rows(ratings: Sequence[Rating], total: float, study: str) -> list[dict[str, 
     found = []
     for model, value, _, lo, hi in ratings:
         n, intervention = _size_and_arm(model)
-        interval = {} if lo is None else {"lo": lo, "hi": hi}
-        about = {"study": study, "run": study, "stage": "evaluate", "split": "test", "curve": "separate"}
+        interval: dict[str, Any] = {} if lo is None else {"lo": lo, "hi": hi}
+        about: dict[str, Any] = {"study": study, "run": study, "stage": "evaluate", "split": "test", "curve": "separate"}
         about |= {"task": "comparisons", "metric": "elo", "N": n, "intervention": intervention}
         found.append(about | {"value": value, "n_items": round(total)} | interval)
     return found
