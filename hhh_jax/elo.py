@@ -186,8 +186,10 @@ def rows(ratings: Sequence[Rating], total: float, study: str) -> list[dict[str, 
     for model, value, _, lo, hi in ratings:
         n, intervention = _size_and_arm(model)
         interval: dict[str, Any] = {} if lo is None else {"lo": lo, "hi": hi}
-        about: dict[str, Any] = {"study": study, "run": study, "stage": "evaluate", "split": "test", "curve": "separate"}
-        about |= {"task": "comparisons", "metric": "elo", "N": n, "intervention": intervention}
+        about: dict[str, Any] = {
+            "study": study, "run": study, "stage": "evaluate", "split": "test", "curve": "separate", "metric": "elo",
+            "task": "comparisons", "N": n, "intervention": intervention,
+        }  # fmt: skip
         found.append(about | {"value": value, "n_items": round(total)} | interval)
     return found
 
