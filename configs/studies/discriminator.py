@@ -36,17 +36,17 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.seeds = (0, 1, 2)  # of the discriminators; there is one language model of each size
     c.corpus = f"{folder}/text" if folder else "counting"
     c.vocab_size = 4096 if folder else 480
-    c.tokens = 2e6 if folder else 1e5
+    c.tokens = 2e6 if folder else 4e4
     c.context = 256 if folder else 128
     c.rows = {"rows": 6000, "held_out": 900, "row_length": 256} if folder else {
-        "rows": 960, "held_out": 600, "row_length": 48,
+        "rows": 2400, "held_out": 600, "row_length": 32,
     }  # fmt: skip
-    c.epochs = 4.0
-    c.lr_multiple = 0.5
+    c.epochs = 2.0
+    c.lr_multiple = 1.0
     c.task = "lambada" if folder else "counting"
     c.problems = 1000 if folder else 100
     c.samples = 100
-    c.shown = 8  # numbers in the context of counting
+    c.shown = 4  # numbers in the context of counting
     return c
 
 
