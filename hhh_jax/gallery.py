@@ -28,7 +28,7 @@ ORDER = ("embedded", "objectives", "prompting", "reranking", "pmp", "pmp_needs",
 DPI = 120
 
 STYLE = """
-main { max-width: 92rem } section { border-top: 1px solid #ddd; margin-top: 1.6rem }
+main { max-width: 92rem }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem; align-items: start }
 .pair img { max-width: 100% } pre { background: #f5f5f5; padding: .4rem .6rem; overflow-x: auto; font-size: 12px }
 figure { margin: 0 0 1rem 0 } nav a { margin-right: .5em }
