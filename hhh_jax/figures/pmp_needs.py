@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 UPDATES = {"": ("equal epochs", "o", "-"), "equal_updates": ("equal updates", "D", (0, (4, 1.5)))}
 COLORS = (style.GREEN, style.ORANGE, style.PURPLE, style.SKY)
 HUMAN_MODEL = "human_model"
+ALONE = {"pm_alone": "PM loss alone", "lm_alone": "LM loss alone"}
 
 
 class Arm(NamedTuple):
@@ -196,14 +197,14 @@ def calibration(table: "pd.DataFrame") -> "Figure":
                 ax.errorbar(x, y, yerr=[y - lo, hi - y], color=color, marker=marker, elinewidth=1.1, label=label)
         ax.set_xlabel("confidence")
         ax.set_title(task_name(task))
-        ax.legend(loc="upper left", fontsize=7)
+        ax.legend(loc="lower right", fontsize=7)
     axes[0].set_ylabel("share of pairs that are right")
     return figure
 
 
 def _start_name(init: str, intervention: str) -> str:
     start = "no PMP" if init == "lm" else f"PMP on {task_name(pmp_source(init) or init)}"
-    return f"{start}, {intervention}" if intervention else start
+    return f"{start}, {ALONE.get(intervention, intervention)}" if intervention else start
 
 
 def _pooled_bins(rows: "pd.DataFrame") -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
