@@ -10,7 +10,7 @@ import pytest
 
 from hhh_jax import evaluate, rerank, results, study
 from hhh_jax.claims import reranking as claims
-from hhh_jax.claims.rules import NOT_RUN, POWER, SUPPORTED
+from hhh_jax.claims.rules import CONTRADICTED, FLOOR, NOT_RUN, POWER, SUPPORTED
 from hhh_jax.data.packing import TokenizedPair
 from hhh_jax.errors import UserError
 from hhh_jax.figures import reranking as figures
@@ -115,7 +115,11 @@ def test_records_come_back_as_the_values(tmp_path):
 
 @pytest.mark.parametrize(
     ("imitation", "preference", "equal", "above"),
-    [("knows", "knows", SUPPORTED, SUPPORTED), ("knows", "guesses", "contradicted", POWER)],
+    [
+        ("knows", "knows", SUPPORTED, SUPPORTED),
+        ("knows", "guesses", CONTRADICTED, POWER),
+        ("guesses", "guesses", FLOOR, POWER),
+    ],
 )
 def test_claims_find_what_is_planted_at_the_largest_size(tmp_path, imitation, preference, equal, above):
     small = found(imitation="guesses", preference="knows")

@@ -78,6 +78,7 @@ def _lines(ax: "Axes", rows: "pd.DataFrame", x: str) -> None:
     for ranker, (name, dashes) in BOUNDS.items():
         line = rows[rows["ranker"] == ranker]
         look: dict[str, Any] = {"color": style.GRAY, "linewidth": 0.9, "linestyle": dashes, "label": name, "zorder": 1}
+        look |= {"marker": "."} if x == "N" else {}  # a single size is no line
         if ranker == "greedy" and x == "k":
             for value in line["value"]:
                 ax.axhline(value, **look)
