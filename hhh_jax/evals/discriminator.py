@@ -293,4 +293,6 @@ def ranking_rows(human_GxD: np.ndarray, odds_GxD: np.ndarray, drawn: Sequence[Sa
 
 def _row(metric: str, estimate: Estimate) -> dict[str, Any]:
     found = {name: getattr(estimate, name) for name in ("value", "lo", "hi", "n_items")}
+    if "gain" not in metric:  # an accuracy, which few seeds widen beyond
+        found |= {"lo": max(0.0, estimate.lo), "hi": min(1.0, estimate.hi)}
     return {"metric": metric, **found}
