@@ -1,6 +1,7 @@
 """The configuration of one run: its fields with their defaults, the ``rung,key=value`` argument, and its checking."""
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -189,8 +190,22 @@ def set_field(c: ml_collections.ConfigDict, name: str, text: str) -> None:
         value = text.lower() == "true"
     elif isinstance(old, int | float):
         value = _number(name, text, type(old))
-    section, _, key = name.rpartition(".")
-    (c[section] if section else c)[key] = value
+    assign(c, {name: value})
+
+
+def assign(c: ml_collections.ConfigDict, settings: Mapping[str, Any]) -> None:
+    """Sets fields by full name. What they are set to is `check`'s to judge."""
+    for name, value in settings.items():
+        section, _, key = name.rpartition(".")
+        (c[section] if section else c)[key] = value
+
+
+def folder_argument(arg: str) -> str:
+    """The folder of a study's argument ``data=DIR``; "" without one. Raises UserError for any other argument."""
+    key, _, folder = arg.partition("=")
+    if key not in ("", "data") or (key and not folder):
+        raise UserError(f"a study's argument is data=DIR, or nothing; not {arg!r}")
+    return folder.rstrip("/")
 
 
 def check(c: ml_collections.ConfigDict) -> None:

@@ -84,8 +84,8 @@ def joint_fit(samples: Sequence[Sample], sizes: Sequence[int], pairs: Sequence[i
     lo_5, hi_5 = np.quantile(drawn_Bx5, [0.025, 0.975], axis=0)
     shape = samples[0].values.shape
     found = {
-        name: Estimate(*map(float, values), samples[0].n_items, *shape)
-        for name, *values in zip(PARAMETERS, best_5, lo_5, hi_5, strict=True)
+        name: Estimate(float(best), float(lo), float(hi), samples[0].n_items, *shape)
+        for name, best, lo, hi in zip(PARAMETERS, best_5, lo_5, hi_5, strict=True)
     }
 
     def searched(power: str) -> bool:

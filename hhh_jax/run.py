@@ -270,9 +270,7 @@ def load_config(workdir: epath.Path) -> tuple[ml_collections.ConfigDict, Tokeniz
     extra = read_extra(workdir / "checkpoints")
     flat = extra["config"]
     c = config_lib.base_config(flat["stage"], flat["rung"])
-    for name, value in flat.items():
-        section, _, key = name.rpartition(".")
-        (c[section] if section else c)[key] = tuple(value) if isinstance(value, list) else value
+    config_lib.assign(c, {name: tuple(value) if isinstance(value, list) else value for name, value in flat.items()})
     try:
         sharding.make_mesh(**c.mesh)
     except UserError:

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from hhh_jax import config
-from hhh_jax.errors import UserError
 from hhh_jax.study import RUN, Job, Planned
 
 SYMBOLS = {
@@ -46,9 +45,7 @@ class Arm(NamedTuple):
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Numbers of the study; `arg` is empty or ``data=DIR``."""
-    key, _, folder = arg.partition("=")
-    if key not in ("", "data") or (key and not folder):
-        raise UserError(f"configs/studies/beyond.py:{arg}: give data=DIR, or nothing")
+    folder = config.folder_argument(arg)
     c = ml_collections.ConfigDict()
     c.name = "beyond"
     c.data = folder
@@ -122,7 +119,5 @@ def _run(
     run = config.base_config(stage, rung)
     run.seeds, run.labels.study, run.data.source, run.term_norms_every = c.seeds, c.name, source, 0
     run.eval.limit, run.eval.validation_limit = c.test_items, c.validation_items
-    for name, value in settings.items():
-        section, _, key = name.rpartition(".")
-        (run[section] if section else run)[key] = value
+    config.assign(run, settings)
     return run

@@ -20,15 +20,12 @@ from typing import Any
 import ml_collections
 
 from hhh_jax import config
-from hhh_jax.errors import UserError
 from hhh_jax.study import RUN, Job, Planned
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Numbers of the study; `arg` is empty or ``data=DIR``."""
-    key, _, folder = arg.partition("=")
-    if key not in ("", "data") or (key and not folder):
-        raise UserError(f"configs/studies/discriminator.py:{arg}: give data=DIR, or nothing")
+    folder = config.folder_argument(arg)
     c = ml_collections.ConfigDict()
     c.name = "discriminator"
     c.data = folder

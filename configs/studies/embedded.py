@@ -93,9 +93,7 @@ def _run(
         run.optim.lr_multiple = c.lr_multiple
         if task == TWIN:
             run.data.max_tokens = 124  # both texts are in the context
-    for name, value in settings.items():
-        section, _, key = name.rpartition(".")
-        (run[section] if section else run)[key] = value
+    config.assign(run, settings)
     return run
 
 

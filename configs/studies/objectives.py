@@ -27,7 +27,6 @@ from typing import Any
 import ml_collections
 
 from hhh_jax import config
-from hhh_jax.errors import UserError
 from hhh_jax.study import Job, Planned
 
 EMBEDDED = {"word_order": "ranked", "line_order": "ranked", "order_label": "binary", "docstring_match": "binary"}
@@ -41,12 +40,10 @@ BY_GROUP = ("ethics_deontology", "ethics_justice", "ethics_virtue")
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Numbers of the study; `arg` is empty or ``data=DIR``."""
-    key, _, folder = arg.partition("=")
-    if key not in ("", "data") or (key and not folder):
-        raise UserError(f"configs/studies/objectives.py:{arg}: give data=DIR, or nothing")
+    folder = config.folder_argument(arg)
     c = ml_collections.ConfigDict()
     c.name = "objectives-real" if folder else "objectives"
-    c.data = folder.rstrip("/")
+    c.data = folder
     c.rungs = ("12k", "98k", "332k", "786k") if folder else ("12k", "98k")
     c.seeds = (0, 1, 2)
     c.tokens = 1e6 if folder else 1e5
@@ -91,9 +88,7 @@ def _run(
     run.eval.limit, run.eval.validation_limit = c.test_items, c.validation_items
     run.term_norms_every = 0  # another program to compile
     run.checkpoint.every_minutes = 5.0
-    for name, value in settings.items():
-        section, _, key = name.rpartition(".")
-        (run[section] if section else run)[key] = value
+    config.assign(run, settings)
     return run
 
 

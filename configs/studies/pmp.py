@@ -24,7 +24,6 @@ from typing import Any
 import ml_collections
 
 from hhh_jax import config
-from hhh_jax.errors import UserError
 from hhh_jax.study import Job, Planned
 
 EMBEDDED = {"line_order": "ranked", "docstring_match": "binary"}
@@ -41,12 +40,10 @@ CONTROLS = {"shuffled": {"data.flip": 0.5}, "lm_alone": {"objective.lam": 0.0}}
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Numbers of the study; `arg` is empty or ``data=DIR``."""
-    key, _, folder = arg.partition("=")
-    if key not in ("", "data") or (key and not folder):
-        raise UserError(f"configs/studies/pmp.py:{arg}: give data=DIR, or nothing")
+    folder = config.folder_argument(arg)
     c = ml_collections.ConfigDict()
     c.name = "pmp-real" if folder else "pmp"
-    c.data = folder.rstrip("/")
+    c.data = folder
     c.rungs = ("98k", "332k", "786k", "2.7m") if folder else ("12k", "98k")
     c.seeds = (0, 1, 2)
     c.tokens = 1e7 if folder else 1e5
@@ -89,9 +86,7 @@ def _run(c: ml_collections.ConfigDict, stage: str, rung: str, name: str, **setti
     run.data.row_length, run.data.max_tokens, run.model.max_positions = c.row_length, c.row_length // 2, c.row_length
     if stage != "pretrain":
         run.batch.pairs, run.data.row_sizes, run.optim.lr_multiple = c.batch_pairs, 1, c.lr_multiple
-    for key, value in settings.items():
-        section, _, field = key.rpartition(".")
-        (run[section] if section else run)[field] = value
+    config.assign(run, settings)
     return run
 
 

@@ -28,7 +28,6 @@ from typing import Any
 import ml_collections
 
 from hhh_jax import config
-from hhh_jax.errors import UserError
 from hhh_jax.study import RUN, Job, Planned
 
 EMBEDDED = {"line_order": "ranked", "docstring_match": "binary"}
@@ -39,7 +38,7 @@ REAL = {
 LONG = ("summarize", "hellaswag", "ethics_commonsense")
 BY_GROUP = ("ethics_justice",)
 NO_EOC = {"data.end_of_context": False}
-FORMS = {  # of PMP on the source: name -> init's last part, intervention, settings
+FORMS: dict[str, tuple[str, str, dict[str, Any]]] = {  # of PMP: name -> last part of init, intervention, settings
     "binary": ("binary", "", {}),
     "ranked": ("ranked", "", {"data.binarize": False}),
     "ranked-equal_updates": ("ranked", "equal_updates", {"data.binarize": False, "epochs": 2.0}),
@@ -53,12 +52,10 @@ CALIBRATED = ("lm", "binary", "pm_alone")
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Numbers of the study; `arg` is empty or ``data=DIR``."""
-    key, _, folder = arg.partition("=")
-    if key not in ("", "data") or (key and not folder):
-        raise UserError(f"configs/studies/pmp_needs.py:{arg}: give data=DIR, or nothing")
+    folder = config.folder_argument(arg)
     c = ml_collections.ConfigDict()
     c.name = "pmp_needs-real" if folder else "pmp_needs"
-    c.data = folder.rstrip("/")
+    c.data = folder
     c.rungs = ("332k", "786k") if folder else ("98k",)
     c.seeds = (0, 1, 2)
     c.tokens = 1e7 if folder else 1e5
@@ -101,9 +98,7 @@ def _run(c: ml_collections.ConfigDict, stage: str, rung: str, name: str, **setti
         run.batch.pairs, run.data.row_sizes, run.optim.lr_multiple = c.batch_pairs, 1, c.lr_multiple
     if stage == "pmp":  # one epoch (C.1), validated at its end only
         run.epochs, run.data.limit, run.eval.points, run.eval.selections = 1.0, c.pmp_pairs, 1, ("best",)
-    for key, value in settings.items():
-        section, _, field = key.rpartition(".")
-        (run[section] if section else run)[field] = value
+    config.assign(run, settings)
     return run
 
 

@@ -25,7 +25,6 @@ from typing import Any
 import ml_collections
 
 from hhh_jax import config
-from hhh_jax.errors import UserError
 from hhh_jax.study import RUN, Job, Planned
 
 CONTEXT = 1024
@@ -34,9 +33,7 @@ REAL = ("hhh", "truthfulqa", "lambada")
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Numbers of the study; `arg` is empty or ``data=DIR``."""
-    key, _, folder = arg.partition("=")
-    if key not in ("", "data") or (key and not folder):
-        raise UserError(f"configs/studies/prompting.py:{arg}: give data=DIR, or nothing")
+    folder = config.folder_argument(arg)
     c = ml_collections.ConfigDict()
     c.name = "prompting-real" if folder else "prompting"
     c.data = folder
@@ -62,9 +59,7 @@ def _lm(c: ml_collections.ConfigDict, stage: str, rung: str, source: str, **sett
     run.data.row_length, run.model.max_positions, run.batch.rows, run.eval.rows = CONTEXT, CONTEXT, 2, 4
     run.eval.limit = run.eval.validation_limit = 50
     run.term_norms_every = 0
-    for name, value in settings.items():
-        section, _, key = name.rpartition(".")
-        (run[section] if section else run)[key] = value
+    config.assign(run, settings)
     return run
 
 

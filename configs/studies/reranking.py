@@ -33,15 +33,12 @@ import ml_collections
 
 from hhh_jax import config
 from hhh_jax.data.records import SPLITS
-from hhh_jax.errors import UserError
 from hhh_jax.study import RUN, Job, Planned
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Numbers of the study; `arg` is empty or ``data=DIR``."""
-    key, _, folder = arg.partition("=")
-    if key not in ("", "data") or (key and not folder):
-        raise UserError(f"configs/studies/reranking.py:{arg}: give data=DIR, or nothing")
+    folder = config.folder_argument(arg)
     real = bool(folder)
     c = ml_collections.ConfigDict()
     c.name = "reranking"
@@ -141,7 +138,5 @@ def _run(
     run.model.vocab_size = c.vocab_size
     run.data.row_length = run.model.max_positions = c.row_length
     run.term_norms_every = 0
-    for name, value in settings.items():
-        section, _, key = name.rpartition(".")
-        (run[section] if section else run)[key] = value
+    config.assign(run, settings)
     return run

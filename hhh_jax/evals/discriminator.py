@@ -24,7 +24,7 @@ import numpy as np
 from hhh_jax import model, scoring, stats, thirds
 from hhh_jax import run as run_lib
 from hhh_jax.checkpoint import read_extra
-from hhh_jax.data import counting, labeled_rows, prepared
+from hhh_jax.data import counting, labeled_rows, prepared, records
 from hhh_jax.data.labeled_rows import LabeledRows
 from hhh_jax.data.options import option_batches
 from hhh_jax.data.tokenizer import Tokenizer
@@ -172,9 +172,9 @@ def load_problems(task: str, data: str, shown: int, most: int) -> list[Problem]:
         firsts = range(1, counting.LARGEST - shown + 1)
         found = [Problem(f"{n}", counting.counted(n, n + shown - 1), str(n + shown)) for n in firsts]
     elif task == "lambada":
-        records = prepared.load(Path(data) / "lambada", "prompts")
-        nice = [record for record in records if record.meta.get("format") == "nice"]
-        found = [Problem(record.id, record.text, record.meta["target"]) for record in nice]
+        prompts = [p for p in prepared.load(Path(data) / "lambada", "prompts") if isinstance(p, records.Prompt)]
+        nice = [prompt for prompt in prompts if prompt.meta.get("format") == "nice"]
+        found = [Problem(prompt.id, prompt.text, prompt.meta["target"]) for prompt in nice]
     else:
         raise UserError(f"no task {task!r} with samples to rank; there are counting and lambada")
     at = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)
