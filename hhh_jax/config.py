@@ -204,7 +204,7 @@ def folder_argument(arg: str) -> str:
     """The folder of a study's argument ``data=DIR``; "" without one. Raises UserError for any other argument."""
     key, _, folder = arg.partition("=")
     if key not in ("", "data") or (key and not folder):
-        raise UserError(f"a study's argument is data=DIR, or nothing; not {arg!r}")
+        raise UserError(f"no argument {arg!r} of this study: give data=DIR, or nothing")
     return folder.rstrip("/")
 
 

@@ -1,4 +1,4 @@
-"""Commands of local.sh, in a checkout whose environment is there already and whose python only notes what it is given."""
+"""Commands of local.sh, in a checkout whose environment is there and whose python only notes what it is given."""
 
 import os
 import shutil
