@@ -1,0 +1,47 @@
+"""The study of section 2: what its plan compares, and that its iterated prompt has the pieces that it says."""
+
+from pathlib import Path
+
+import pytest
+
+from hhh_jax import prompts, study
+from hhh_jax.claims import prompting
+from hhh_jax.errors import UserError
+
+STUDY = study.load_study(str(Path(__file__).parents[1] / "configs" / "studies" / "prompting.py"))
+
+
+@pytest.mark.parametrize("arg", ["", "data=some/folder"])
+def test_every_arm_of_a_claim_is_planned(arg):
+    c = STUDY.get_config(arg)
+    planned = STUDY.runs(c)
+    study.check_plan(planned)
+    of = {run.name: run for run in planned}
+    arms = set()
+    for run in planned:
+        if run.job is not None and run.job.module == "evals.battery":
+            trained, how = of[run.after].config.labels.intervention, run.job.arguments["intervention"]
+            arms.add("+".join(filter(None, (trained, "" if how == "none" else how))))
+    for choice in (prompting.BARE, prompting.PROMPTED, prompting.DISTILLED, prompting.UNPROMPTED, prompting.TWO,
+                   prompting.DISTILLED_TWO):  # fmt: skip
+        assert arms & set(choice), choice
+    assert any(prompting.FINETUNED.fullmatch(arm) for arm in arms)
+    assert any(prompting.TRAINED.fullmatch(arm) for arm in arms)
+
+
+def test_the_student_of_a_piece_is_the_teacher_of_the_next():
+    c = STUDY.get_config()
+    of = {run.name: run for run in STUDY.runs(c)}
+    rung = c.iterated.rung
+    first, second = of["teacher-two_piece_1"], of["teacher-two_piece_2"]
+    assert (first.after, second.after) == (f"pretrain-{rung}", f"distilled_1_of_2_pieces-{rung}")
+    assert of[second.after].config.data.source == f"{study.RUN}{first.name}"
+    assert [run.job.arguments["piece"] for run in (first, second)] == [1, 2]
+    room = c.iterated.context - c.row_length
+    pieces = prompts.pieces(prompts.load("two").text, lambda text: len(text) // 2, room)  # two letters a token
+    assert len(pieces) == c.iterated.pieces
+
+
+def test_an_argument_that_is_none():
+    with pytest.raises(UserError, match="data=DIR"):
+        STUDY.get_config("dta=x")
