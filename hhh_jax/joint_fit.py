@@ -7,7 +7,8 @@ error; the exponents are searched. The paper has no such fit; its figures 27 and
 
 Intervals are a bootstrap over test items and seeds, which all runs share. A fit is easily broken: with few points, or
 where more of one thing makes no difference, many curves are as good. So each part of it says if it is *identified*: its
-cost is above 0, and its exponent inside the range that was searched, within the 95% intervals.
+cost is above 0, and its exponent inside the range that was searched, within the 95% intervals. Nothing is where the
+curve misses a point by more than `MISFIT`: the losses are not of this form then.
 """
 
 import json
@@ -27,6 +28,9 @@ RANGE = (0.02, 3.0)
 """Exponents that are searched."""
 
 N_BOOT = 200
+
+MISFIT = 0.05
+"""The largest relative distance of a point from a curve that describes it."""
 
 
 class JointFit(NamedTuple):
@@ -92,12 +96,13 @@ def joint_fit(samples: Sequence[Sample], sizes: Sequence[int], pairs: Sequence[i
         return bool(RANGE[0] * 1.05 < found[power].lo and found[power].hi < RANGE[1] / 1.05)
 
     few = 1e-4  # nats: a cost below is none
-    identified = {
+    misfit = float(np.abs(curve(best_5, size_P, pairs_P) / loss_P - 1).max())
+    fixed = {
         "E": found["E"].lo > few,
         "N": found["A"].lo > few and searched("a"),
         "D": found["B"].lo > few and searched("b"),
     }
-    misfit = float(np.abs(curve(best_5, size_P, pairs_P) / loss_P - 1).max())
+    identified = {part: is_fixed and misfit <= MISFIT for part, is_fixed in fixed.items()}
     return JointFit(found, identified, misfit)
 
 

@@ -64,4 +64,6 @@ def measures(margin_SxI: np.ndarray) -> dict[str, np.ndarray]:
 
 def _row(metric: str, flip: int, estimate: Estimate) -> dict[str, Any]:
     found = {name: getattr(estimate, name) for name in ("value", "lo", "hi", "n_items")}
+    if not metric.endswith("_gain"):  # shares, which few seeds widen beyond
+        found |= {"lo": max(0.0, estimate.lo), "hi": min(1.0, estimate.hi)}
     return {"metric": metric, "k": flip, **found}

@@ -121,8 +121,8 @@ def test_claims_are_judged_by_their_rows(tmp_path):
     }  # fmt: skip
     assert {key: found[key].verdict for key in verdicts} == verdicts
     assert found["overoptimization"].estimate.value == 0.32 and "100 pairs" in found["overoptimization"].at
-    assert "not identified" in found["loss_of_pairs"].note
-    assert "not identified" not in outcomes(beyond_rows(), tmp_path)["loss_of_pairs"].note
+    assert "do not identify" in found["loss_of_pairs"].note
+    assert "do not identify" not in outcomes(beyond_rows(), tmp_path)["loss_of_pairs"].note
     contrary = [r | {"value": -0.4, "lo": -0.5, "hi": -0.3} for r in discriminator_rows() if "gain" in r["metric"]]
     against = outcomes(contrary, tmp_path)
     assert {against[key].verdict for key in list(verdicts)[:4]} == {CONTRADICTED}

@@ -54,6 +54,15 @@ def test_a_line_without_an_end_has_no_identified_rest():
     assert not fit.identified["E"]
 
 
+def test_losses_of_another_form_are_not_described():
+    """Nothing is learned from few pairs, and then all at once."""
+    steps = np.where(np.array(POINTS)[:, 1] > 500, 0.3, 0.69)
+    rng = np.random.default_rng(0)
+    samples = [stats.sample(step + rng.normal(0, 0.02, (3, 400))) for step in steps]
+    fit = joint_fit.joint_fit(samples, *zip(*POINTS, strict=True), n_boot=20)
+    assert fit.misfit > joint_fit.MISFIT and not any(fit.identified.values())
+
+
 def test_few_points_are_refused():
     sample = stats.sample(np.ones((2, 10)))
     with pytest.raises(ValueError, match="six points"):

@@ -5,11 +5,11 @@ from typing import Any
 
 from hhh_jax.claims.discriminator import measured
 from hhh_jax.claims.rules import MARGIN, NOT_RUN, Claim, Outcome, direction, equality
+from hhh_jax.joint_fit import MISFIT
 from hhh_jax.stats import Estimate
 from hhh_jax.summary import Study, size_name, task_name
 
 LITTLE, MUCH = 20, 40  # percent of the training pairs that are flipped
-MISFIT = 0.05  # relative distance of a loss from the joint fit
 ABOVE_0 = "supported if the interval is above 0; contradicted if below"
 
 
@@ -22,9 +22,9 @@ def _saved(what: str, part: str) -> Callable[[Study], Outcome]:
         fit = {r.metric.removeprefix("joint:"): r for r in study.rows(stage="joint_fit").itertuples()}
         power = fit["a" if part == "N" else "b"]
         note = f"The joint fit gives the exponent {power.value:.2f} [{power.lo:.2f}, {power.hi:.2f}]"
-        note += ". " if fit[f"identified:{part}"].value else ", which is not identified: these runs do not fix it. "
+        note += ". " if fit[f"identified:{part}"].value else ", which these runs do not identify. "
         if fit["misfit"].value > MISFIT:
-            note += f"Its form is off by up to {fit['misfit'].value:.1%}. "
+            note += f"The fit misses a loss by {fit['misfit'].value:.1%}: they are not of its form. "
         losses = measured(study, "joint_fit", "pm_loss")
         details = tuple((f"loss at {size_name(r.N)}, {int(r.pairs_total)} pairs", value) for r, value in losses)
         where = f"{task_name(row.task)}, N = {size_name(row.N)}, {int(row.pairs_total)} pairs"

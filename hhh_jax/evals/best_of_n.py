@@ -118,4 +118,6 @@ def best_of_n_rows(
 
 def _row(metric: str, n: int, estimate: Estimate) -> dict[str, Any]:
     found = {name: getattr(estimate, name) for name in ("value", "lo", "hi", "n_items")}
+    if metric in ("gold", "promise", "oracle"):  # shares, which few seeds widen beyond
+        found |= {"lo": max(0.0, estimate.lo), "hi": min(1.0, estimate.hi)}
     return {"metric": metric, "k": n, **found}

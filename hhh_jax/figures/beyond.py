@@ -6,7 +6,7 @@ import numpy as np
 
 from hhh_jax.evals.pass_at_k import best_of_n_kl
 from hhh_jax.figures import style
-from hhh_jax.joint_fit import PARAMETERS, curve
+from hhh_jax.joint_fit import MISFIT, PARAMETERS, curve
 from hhh_jax.summary import size_name, task_name
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def loss_of_pairs_and_size(table: "pd.DataFrame") -> "Figure":
     for part, names in (("E", "E"), ("N", "Aa"), ("D", "Bb")):
         values = ", ".join(f"{x} {found[x].value:.2g} [{found[x].lo:.2g}, {found[x].hi:.2g}]" for x in names)
         lines.append(values if found[f"identified:{part}"].value else f"{values}: not identified")
-    lines.append(f"misfit {found['misfit'].value:.1%}")
+    misfit = found["misfit"].value
+    lines.append(f"misfit {misfit:.1%}" + (": not of this form" if misfit > MISFIT else ""))
     ax.text(1.03, 0.98, "\n".join(lines), transform=ax.transAxes, va="top", fontsize=7)
     style.legend_below(figure, [ax])
     return figure
