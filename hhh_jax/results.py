@@ -53,10 +53,10 @@ below is "".
     of an arm may come from several runs.
   * What PMP needs: rows as PMP above, whose intervention says how the pre-training differed: shuffled, pm_alone,
     lm_alone, no_eoc (the finetuning too, also from init lm), equal_updates. More inits: pmp:SOURCE:human_model, and
-    ensemble:rewards and ensemble:probabilities of models from several sources (`hhh_jax.ensemble`).
+    ensemble:rewards and ensemble:probabilities of models from several sources (`hhh_jax.analyses.ensemble`).
   * PMP tested on the pairs of another source: stage=pmp, the task it was tested on, init=pmp:SOURCE:FORM.
-  * Calibration (`hhh_jax.calibration`): rows of a finetuned model, metric ece, and confidence and reliability of
-    each bin `k`. Curves within one run: curve=within_run, `pairs_seen`, metrics as of the last step.
+  * Calibration (`hhh_jax.analyses.calibration`): rows of a finetuned model, metric ece, and confidence and reliability
+    of each bin `k`. Curves within one run: curve=within_run, `pairs_seen`, metrics as of the last step.
   * Every row above needs its item records, except calibration and curves.
 """
 

@@ -5,10 +5,10 @@ import pytest
 from test_prompting_figures import drawn, table
 
 from hhh_jax import claims
+from hhh_jax.analyses.joint_fit import curve
 from hhh_jax.claims.rules import CONTRADICTED, NOT_RUN, POWER, SUPPORTED
 from hhh_jax.evals.pass_at_k import best_of_n_kl
 from hhh_jax.figures import beyond, discriminator, style
-from hhh_jax.joint_fit import curve
 from hhh_jax.summary import Study
 
 N = (12288, 98304)

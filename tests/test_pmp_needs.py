@@ -9,7 +9,8 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from simulated_study import _Simulation
 
-from hhh_jax import calibration, claims, ensemble, figures, results
+from hhh_jax import claims, figures, results
+from hhh_jax.analyses import calibration, ensemble
 from hhh_jax.claims.rules import CONTRADICTED, FLOOR, NOT_RUN, POWER, SUPPORTED
 from hhh_jax.figures import style
 from hhh_jax.summary import Study, summarize

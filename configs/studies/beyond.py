@@ -3,9 +3,9 @@
     python -m hhh_jax.study --config=configs/studies/beyond.py --workdir=runs/beyond
 
 1. How does the loss of preference models fall with their size and with their pairs together? Separate runs at every
-   size and number of pairs, and a joint fit (`hhh_jax.joint_fit`)
+   size and number of pairs, and a joint fit (`hhh_jax.analyses.joint_fit`)
 2. What do wrong labels cost, in accuracy and in calibration? A share of the training pairs is flipped, up to 40%
-   (`hhh_jax.label_noise`)
+   (`hhh_jax.analyses.label_noise`)
 3. What comes of optimizing against such a model? Best of n against a planted gold reward (`hhh_jax.evals.best_of_n`)
 
 All are asked of `symbols:T0` here, whose ranking is known. The third stays there; the others are asked of real pairs by
@@ -77,8 +77,8 @@ def runs(c: ml_collections.ConfigDict) -> list[Planned]:
     proxies = [Arm("symbols:T0", c.best_of_n.rung, pairs, flip) for pairs, flip in c.best_of_n.proxies]
     arms = list(dict.fromkeys((*grid, *noisy, *proxies)))
     planned = [*_pretraining(c, arms), *(_finetuning(c, arm) for arm in arms)]
-    planned.append(Planned("joint_fit", job=Job("joint_fit", {arm.name: f"{RUN}{arm.name}" for arm in grid})))
-    planned.append(Planned("label_noise", job=Job("label_noise", {arm.name: f"{RUN}{arm.name}" for arm in noisy})))
+    for name, of in (("joint_fit", grid), ("label_noise", noisy)):
+        planned.append(Planned(name, job=Job(f"analyses.{name}", {arm.name: f"{RUN}{arm.name}" for arm in of})))
     asked = {"variant": "T0", "most": c.best_of_n.most, "pools": c.best_of_n.pools, "seed": 0}
     planned += [Planned(f"best_of_n-{a.name}", after=a.name, job=Job("evals.best_of_n", asked)) for a in proxies]
     return planned

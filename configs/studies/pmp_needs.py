@@ -160,11 +160,11 @@ def _finetuning(c: ml_collections.ConfigDict) -> Iterator[Planned]:
                     yield Planned(_name(task, rung, arm, pairs), tuned, after)
                 for of in ENSEMBLES:
                     members = {arm: RUN + _name(task, rung, arm, pairs) for arm in ("binary", "other")}
-                    job = Job("ensemble", {"of": of, "init": f"ensemble:{of}", **members})
+                    job = Job("analyses.ensemble", {"of": of, "init": f"ensemble:{of}", **members})
                     yield Planned(_name(task, rung, f"ensemble_{of}", pairs), job=job)
             for arm in CALIBRATED:
                 run = _name(task, rung, arm, c.finetune_pairs[-1])
-                yield Planned(f"calibration-{run}", job=Job("calibration", {}), after=run)
+                yield Planned(f"calibration-{run}", job=Job("analyses.calibration", {}), after=run)
 
 
 def _name(task: str, rung: str, arm: str, pairs: int) -> str:

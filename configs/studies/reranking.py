@@ -128,7 +128,7 @@ def _chain(
     yield Planned(f"greedy-{name}", job=Job("samples", arguments | zero), after=f"imitation-{name}")
     named = {"samples": "samples", "greedy": "greedy", "imitation": "imitation", "preference": "binary"}
     ranked = {argument: f"{RUN}{run}-{name}" for argument, run in named.items()}
-    yield Planned(f"rerank-{name}", job=Job("rerank", ranked))
+    yield Planned(f"rerank-{name}", job=Job("analyses.rerank", ranked))
 
 
 def _run(

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+from hhh_jax.analyses.joint_fit import MISFIT
 from hhh_jax.claims.discriminator import measured
 from hhh_jax.claims.rules import MARGIN, NOT_RUN, Claim, Outcome, direction, equality
-from hhh_jax.joint_fit import MISFIT
 from hhh_jax.stats import Estimate
 from hhh_jax.summary import Study, size_name, task_name
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hhh_jax import results
+from hhh_jax.analyses.rerank import MAIN_K, RANKERS
 from hhh_jax.claims.rules import FLOOR, MARGIN, NOT_RUN, Claim, Outcome, direction, equality, known
-from hhh_jax.rerank import MAIN_K, RANKERS
 from hhh_jax.results import Items
 from hhh_jax.stats import Estimate
 from hhh_jax.summary import Study, difference, mean, size_name

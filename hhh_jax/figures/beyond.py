@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hhh_jax.analyses.joint_fit import MISFIT, PARAMETERS, curve
 from hhh_jax.evals.pass_at_k import best_of_n_kl
 from hhh_jax.figures import style
-from hhh_jax.joint_fit import MISFIT, PARAMETERS, curve
 from hhh_jax.summary import size_name, task_name
 
 if TYPE_CHECKING:

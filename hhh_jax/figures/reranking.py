@@ -1,9 +1,9 @@
-"""Re-ranking samples: the paper's figures 11 to 13, from the rows of `hhh_jax.rerank`."""
+"""Re-ranking samples: the paper's figures 11 to 13, from the rows of `hhh_jax.analyses.rerank`."""
 
 from typing import TYPE_CHECKING, Any
 
+from hhh_jax.analyses.rerank import PAPER_KS
 from hhh_jax.figures import style
-from hhh_jax.rerank import PAPER_KS
 from hhh_jax.summary import size_name
 
 if TYPE_CHECKING:

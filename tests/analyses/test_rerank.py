@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hhh_jax import evaluate, rerank, results, study
+from hhh_jax import evaluate, results, study
+from hhh_jax.analyses import rerank
 from hhh_jax.claims import reranking as claims
 from hhh_jax.claims.rules import CONTRADICTED, FLOOR, NOT_RUN, POWER, SUPPORTED
 from hhh_jax.data.packing import TokenizedPair
@@ -190,7 +191,7 @@ def test_answers_that_the_context_does_not_hold_have_no_score(ranked):
 
 
 def _study_file():
-    path = Path(__file__).parents[1] / "configs/studies/reranking.py"
+    path = Path(__file__).parents[2] / "configs/studies/reranking.py"
     spec = importlib.util.spec_from_file_location("reranking", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hhh_jax import evaluate, results
-from hhh_jax.calibration import best_rows
+from hhh_jax.analyses.calibration import best_rows
 from hhh_jax.errors import UserError
 
 WAYS = ("rewards", "probabilities")

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from hhh_jax import joint_fit, results, stats
+from hhh_jax import results, stats
+from hhh_jax.analyses import joint_fit
 from hhh_jax.errors import UserError
 
 SIZES, PAIRS = (12288, 98304, 331776), (100, 250, 500, 1000, 2000)

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from hhh_jax import label_noise, results
+from hhh_jax import results
+from hhh_jax.analyses import label_noise
 from hhh_jax.errors import UserError
 
 SEEDS, ITEMS = 3, 400

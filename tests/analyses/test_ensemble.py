@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from hhh_jax import ensemble, results
+from hhh_jax import results
+from hhh_jax.analyses import ensemble
 from hhh_jax.errors import UserError
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from hhh_jax import calibration
+from hhh_jax.analyses import calibration
 from hhh_jax.errors import UserError
 
 
