@@ -1,7 +1,8 @@
 """Run by test_sharding with eight fake devices: each objective on one of them and on meshes of all eight.
 
 Prints JSON lines ``[what, case, relative difference of the loss, of the gradient]``; what is the name of an objective,
-"step" for one whole update of two seeds with two microbatches, or "splash" for attention alone, by the TPUs' kernel.
+"step" for one whole update of two seeds with two microbatches, "step of rewards alone" for the same without a
+language-modeling term, or "splash" for attention alone, by the TPUs' kernel.
 """
 
 import dataclasses
@@ -39,9 +40,9 @@ def all_objectives(
     return np.asarray(losses), jax.tree.map(np.asarray, gradients)
 
 
-def whole_step(mesh: Mesh, params: Any, batch: Any) -> tuple[np.ndarray, Any]:
+def whole_step(mesh: Mesh, params: Any, batch: Any, mu: float) -> tuple[np.ndarray, Any]:
     """Losses and gradients of two seeds: the first moments after one update from zero, by 1 - b1."""
-    config = reference.step_config("preference", MODEL, n_seeds=2, accumulate=2)
+    config = reference.step_config("preference", MODEL, n_seeds=2, accumulate=2, mu=mu)
     config = dataclasses.replace(config, mesh=mesh)
     state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), train.abstract_state(config)) | {"params": params}
     state, metrics = train.compiled_step(config, False)(state, batch, np.zeros(2, np.float32))
@@ -89,10 +90,11 @@ def main() -> None:
             loss = abs(float(losses[i] / alone[0][i]) - 1)
             print(json.dumps([name, case, loss, difference(gradient, expected)]), flush=True)
 
-    alone = whole_step(one, stacked(params), stacked(batches))
-    losses, gradients = whole_step(sharding.make_mesh(2, 2, 2), stacked(params), stacked(batches))
-    loss = float(np.abs(losses / alone[0] - 1).max())
-    print(json.dumps(["step", "2x2x2", loss, difference(gradients, alone[1])]), flush=True)
+    for what, mu in (("step", 1.0), ("step of rewards alone", 0.0)):
+        alone = whole_step(one, stacked(params), stacked(batches), mu)
+        losses, gradients = whole_step(sharding.make_mesh(2, 2, 2), stacked(params), stacked(batches), mu)
+        loss = float(np.abs(losses / alone[0] - 1).max())
+        print(json.dumps([what, "2x2x2", loss, difference(gradients, alone[1])]), flush=True)
 
     found, expected = splash(sharding.make_mesh(2, 2, 2), "splash"), splash(one, "plain")
     print(json.dumps(["splash", "2x2x2", *map(difference, found, expected)]), flush=True)

@@ -148,8 +148,9 @@ def test_eight_devices_equal_one(differences, objective, case):
     assert loss < 1e-6 and gradient < 1e-5
 
 
-def test_a_step_of_two_seeds_and_two_microbatches_on_eight_devices_equals_one(differences):
-    loss, gradient = differences["step", "2x2x2"]
+@pytest.mark.parametrize("what", ["step", "step of rewards alone"])
+def test_a_step_of_two_seeds_and_two_microbatches_on_eight_devices_equals_one(differences, what):
+    loss, gradient = differences[what, "2x2x2"]
     assert loss < 1e-6 and gradient < 1e-5
 
 

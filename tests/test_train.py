@@ -241,7 +241,7 @@ def test_a_head_that_the_objective_does_not_read_stays_and_has_no_moments():
 
 
 @pytest.mark.parametrize(
-    "model", [{"n_layer": 1}, {"n_layer": 3}, {"residual": "parallel"}, {"positions": "learned"}, {"remat": "full"}]
+    "model", [{"n_layer": 1, "remat": "full"}, {"n_layer": 3, "residual": "parallel", "positions": "learned"}]
 )
 def test_the_last_layer_at_scores_only_gives_the_same_loss_and_gradient(model):
     config = step_config("preference", tiny(**model), mu=0.0)
