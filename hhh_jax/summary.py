@@ -403,7 +403,7 @@ def pmp_points(study: Study) -> list[tuple[int, int]]:
 
 
 def _fits(study: Study) -> Iterator[_Row]:
-    for corpus in sorted(study.rows(objective="lm", metric="loss")["task"].unique()):
+    for corpus in sorted(study.rows(stage="pretrain", objective="lm", metric="loss")["task"].unique()):
         sizes, losses = losses_by_size(study, corpus)
         row = {"objective": "lm", "task": corpus}
         for n, loss in zip(sizes, losses, strict=True):
@@ -429,7 +429,7 @@ def ladder_corpus(table: "pd.DataFrame") -> str | None:
 def losses_by_size(study: Study, corpus: str) -> tuple[list[int], list[stats.Sample]]:
     """Sizes N, ascending, and the held-out loss (nats per token) of each as a sample over documents and
     seeds."""
-    rows = study.rows(objective="lm", metric="loss", task=corpus, intervention="")
+    rows = study.rows(stage="pretrain", objective="lm", metric="loss", task=corpus, intervention="")
     sizes, losses = sorted(int(n) for n in rows["N"].dropna().unique()), []
     for n in sizes:
         runs = sorted(rows[rows["N"] == n]["run"].unique())

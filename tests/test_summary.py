@@ -1,6 +1,7 @@
 """Derived rows against the table's own numbers, and what keeps comparisons paired."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from simulated_study import PAIRS, PMP_SIZE, SIZES, simulated
 
@@ -159,6 +160,13 @@ def test_a_study_without_finetuning_still_sums_up(study):
     only = study.table[study.table["stage"] == "pretrain"]
     metrics = {row["metric"] for row in summarize(Study(only, study.runs_dir))}
     assert {"loss", "accuracy", "fit:exponent"} <= metrics
+
+
+def test_losses_of_evaluations_are_no_ladder(study, derived):
+    """They have items of their own, which hold no documents, and may be of as many sizes."""
+    losses = study.table[(study.table["stage"] == "pretrain") & (study.table["metric"] == "loss")]
+    counted = losses.assign(stage="evaluate", task="counting:1-80", run="of-no-items")
+    assert summarize(Study(pd.concat([study.table, counted]), study.runs_dir)) == derived
 
 
 def test_best_trivial_is_the_most_often_right(study):
