@@ -231,7 +231,7 @@ def pmp_tasks(table: "pd.DataFrame") -> "Figure":
         ax.locator_params(axis="x", nbins=5)
         ax.set_xlabel("accuracy gain of PMP")
         ax.set_title(f"PMP minus no PMP, N = {size_name(n)}")
-    style.legend_below(figure, list(axes[0]))
+    style.legend_below(figure, list(axes[0]), columns=min(2 * len(sizes), 4))
     return figure
 
 
