@@ -65,7 +65,7 @@ def arms_of(rows: "pd.DataFrame") -> dict[str, tuple[str, str, str]]:
     """Name, color and marker of each intervention that the rows have: known ones first, then others by name."""
     found = set(rows["intervention"])
     others = sorted(found - ARMS.keys(), key=lambda arm: [int(t) if t.isdigit() else 0 for t in arm.split("_")])
-    named = {arm: arm.removesuffix("+template").replace("_", " ") for arm in others}
+    named = {arm: arm.removesuffix("+template").replace("_", " ").replace(" 1 steps", " 1 step") for arm in others}
     looks = itertools.cycle(OTHER_ARMS)
     known = {arm: look for arm, look in ARMS.items() if arm in found}
     return known | {arm: (named[arm], *next(looks)) for arm in others}
@@ -230,7 +230,7 @@ def counting(table: "pd.DataFrame") -> "Figure":
     alone = rows[rows["task"] == "counting:64-71"]
     for index, arm in enumerate(sorted(alone["intervention"].unique(), key=lambda arm: (len(arm), arm))):
         color = (style.BLACK, style.ORANGE, style.GREEN, style.VERMILION, style.PURPLE, style.SKY)[index % 6]
-        label = arm.replace("_", " ") or "neither"
+        label = arm.replace("_", " ").replace(" 1 steps", " 1 step") or "neither"
         style.band(right, pooled(alone[alone["intervention"] == arm], "k"), "k", label, color, "")
     right.set(yscale="log", xlabel="number", ylabel="loss (nats)", title="Told or trained")
     style.legend_below(figure, [left, right], columns=3)
