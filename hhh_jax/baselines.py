@@ -53,6 +53,7 @@ def job(
       train_pairs, test_pairs: how many to use; 0 takes all.
     """
     from hhh_jax.data import datasets
+    from hhh_jax.results import task_of
     from hhh_jax.run import write_lines
     from hhh_jax.version import code_version
 
@@ -63,7 +64,7 @@ def job(
         "study": study, "run": directory.name, "ladder": "cpu", "data_sha": train.sha[:6] + test.sha[:6],
         "pairs_total": len(train.records), "code_version": code_version(),
     }  # fmt: skip
-    rows, items = baseline_results(task, train.records, test.records, columns)
+    rows, items = baseline_results(task_of(task, directory), train.records, test.records, columns)
     write_lines(directory / "items.jsonl", items)
     write_lines(directory / "rows.jsonl", rows)
 

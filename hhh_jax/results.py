@@ -72,6 +72,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hhh_jax.errors import UserError
+from hhh_jax.storage import open_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,6 +160,15 @@ def read_with_summary(path: str | os.PathLike) -> "pd.DataFrame":
 
     parts = [read_table(file) for file in (path, Path(path).with_name("summary.csv"))]
     return pd.concat(parts, ignore_index=True)
+
+
+def task_of(source: str, run: str | os.PathLike[str]) -> str:
+    """How the table names what a run reads: what another run of the same study made as ``run:NAME/FILE``, wherever the
+    study is; all else as it is."""
+    runs = open_path(os.fspath(run)).parent
+    path = source.removeprefix(f"{runs}/")
+    made = path != source and (runs / path.partition("/")[0] / "job.json").exists()
+    return f"run:{path}" if made else source
 
 
 def read_items(

@@ -32,6 +32,7 @@ from hhh_jax.errors import UserError
 from hhh_jax.held_out import Run, pair_ranker, results, untuned_results, want
 from hhh_jax.loop import update_all
 from hhh_jax.record import Record, jsonable, write_json_atomic, write_text_atomic
+from hhh_jax.results import task_of
 from hhh_jax.stage_data import StageData
 from hhh_jax.storage import open_path
 from hhh_jax.version import code_version
@@ -69,6 +70,7 @@ def run(
     if c.objective.name not in config_lib.PAIR_OBJECTIVES:  # batches of pairs get as many rows as the mesh asks for
         sharding.check_rows(c.batch.rows, c.optim.accumulate, mesh)
     data = stage_data.load(c, tokenizer, sharding.row_multiple(mesh) * c.optim.accumulate)
+    data = data._replace(name=task_of(data.name, folder))
     if distributed.is_first():
         write_text_atomic(folder / "tokenizer.json", data.tokenizer.to_json())
         write_json_atomic(folder / "data.json", data.counts)
@@ -259,7 +261,7 @@ def recompute_rows(checkpoint: str, task: str, split: str, selection: str) -> li
     ranker = pair_ranker(c.objective.name)
     scores = evaluate.score_pairs(scorer, pairs, (want(ranker),))
     rows = evaluate.pair_rows(scores, tuple(c.seeds), selection, (ranker,))
-    return [{"run": workdir.name, "task": name, "split": split} | row for row in rows]
+    return [{"run": workdir.name, "task": task_of(name, workdir), "split": split} | row for row in rows]
 
 
 def load_config(workdir: epath.Path) -> tuple[ml_collections.ConfigDict, Tokenizer]:

@@ -153,3 +153,14 @@ def test_baselines_and_documents(tmp_path):
     assert documents.n_tokens.tolist() == [4, 5] and documents.item_ids == ("x", "y")
     with pytest.raises(UserError, match="no document records"):
         results.read_documents(run, "other", "test")
+
+
+def test_what_another_run_made_is_named_alike_wherever_the_study_is(tmp_path):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "job.json").write_text("{}")
+    (tmp_path / "folder").mkdir()
+    mine = tmp_path / "mine"
+    assert results.task_of(f"{tmp_path}/teacher", mine) == "run:teacher"
+    assert results.task_of(f"{tmp_path}/teacher/pairs.jsonl", mine) == "run:teacher/pairs.jsonl"
+    for source in (f"{tmp_path}/folder/x", f"{tmp_path}/x", f"{tmp_path}-x/teacher", "word_order", "symbols:T0"):
+        assert results.task_of(source, mine) == source
