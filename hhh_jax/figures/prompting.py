@@ -29,7 +29,7 @@ WITH_TWO = {  # two conversations in context
     "finetuned+two": ("finetuned on the prompt, and two", style.GREEN, "^"),
     "distilled+two": ("distilled, and two", style.VERMILION, "D"),
 }
-OTHER_ARMS = ((style.GREEN, "^"), (style.PURPLE, "v"), (style.YELLOW, "<"), ("#8c6d31", ">"))
+OTHER_ARMS = ((style.GREEN, "^"), (style.PURPLE, "v"), (style.YELLOW, "<"), ("#8c6d31", ">"), ("#332288", "P"))
 RANKERS = {
     "sum_logp": ("summed log-probability", style.BLUE, "s"),
     "mean_logp": ("mean log-probability", style.GREEN, "^"),
@@ -102,7 +102,7 @@ def hhh(table: "pd.DataFrame") -> "Figure":
     task = _hhh_task(table)
     rows = evaluated(table, task=task, metric="accuracy", ranker=MI)
     rows = style.need(rows[~rows["intervention"].str.endswith("two")], "HHH comparisons")
-    figure, axes = style.new_figure(panel=(4.6, 3.3))
+    figure, axes = style.new_figure(panel=(5.8, 3.9))
     ax = axes[0, 0]
     _trivial(ax, table, task)
     draw_arms(ax, rows, "accuracy")
