@@ -41,6 +41,18 @@ def real_data() -> Path:
     return Path(os.environ["HHH_JAX_DATA"])
 
 
+@pytest.fixture(scope="session")
+def isolation() -> None:
+    """Skips where programs cannot be isolated, so that none can be run."""
+    from hhh_jax.errors import UserError
+    from hhh_jax.evals import sandbox
+
+    try:
+        sandbox.require_isolation()
+    except UserError as error:
+        pytest.skip(str(error))
+
+
 def _unexpected_skips(config: pytest.Config) -> Iterator[str]:
     """Lines `node id: reason` of the skips whose node id starts with no line of tests/expected_skips.txt."""
     listed = HERE / "expected_skips.txt"

@@ -12,7 +12,6 @@ from hhh_jax import samples
 from hhh_jax.data import datasets, functions, problems
 from hhh_jax.data.records import Prompt
 from hhh_jax.errors import UserError
-from hhh_jax.evals import sandbox
 
 CAT = Prompt("cat", "The dog chased the", "animals", {"target": "cat", "format": "nice"})
 
@@ -38,11 +37,8 @@ def test_a_last_word_is_right_if_it_is_the_target():
     assert right_N.tolist() == [1, 0, 0, 0]
 
 
+@pytest.mark.usefixtures("isolation")
 def test_the_sandbox_agrees_with_running_code_that_is_ours():
-    try:
-        sandbox.require_isolation()
-    except UserError as error:
-        pytest.skip(str(error))
     asked = functions.problems("test")[:4]
     answers = [[p.meta["solution"] for p in asked], [" x + 2", " (x", ""], [" x"], [" x + x", " undefined"]]
     judged = samples.judge(asked, answers, run_untrusted_code=True)

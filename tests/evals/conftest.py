@@ -6,17 +6,7 @@ from pathlib import Path
 import pytest
 from sandboxed import none_left
 
-from hhh_jax.errors import UserError
 from hhh_jax.evals import sandbox
-
-
-@pytest.fixture(scope="session")
-def isolation():
-    """Skips where programs cannot be isolated."""
-    try:
-        sandbox.require_isolation()
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture
