@@ -56,23 +56,15 @@ def studies_of(folder: Path) -> dict[str, "pd.DataFrame"]:
 
 def draw_ours(tables: Mapping[str, "pd.DataFrame"], out: Path) -> tuple[list[Picture], dict[str, dict[str, str]]]:
     """Draws what every table has the rows of, as OUT/STUDY/NAME.png; and why others were not: name, study, reason."""
-    import matplotlib
-
     from hhh_jax import figures
-    from hhh_jax.figures import style
 
     pictures: list[Picture] = []
     missing: dict[str, dict[str, str]] = {}
     for study, table in tables.items():
-        for name, drawing in figures.FIGURES.items():
-            if not style.concerns(table, drawing):
-                continue
-            with matplotlib.rc_context(style.RC):
-                try:
-                    figure = drawing.draw(table)
-                except style.NoRows as reason:
-                    missing.setdefault(name, {})[study] = str(reason)
-                    continue
+        for name, figure in figures.each_of(table):
+            if isinstance(figure, str):
+                missing.setdefault(name, {})[study] = figure
+            else:
                 pictures.append(Picture(study, name, out / study / f"{name}.png"))
                 _save(figure, pictures[-1].path)
     return pictures, missing

@@ -4,6 +4,7 @@ The table is results.csv and summary.csv together (`hhh_jax.results`, `hhh_jax.s
 `style.NoRows` when the rows that it draws are missing; `draw_all` skips such a figure and says why.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -93,14 +94,10 @@ def _drawn(which: str, number: int | None, results_path: str) -> "dict[str, Figu
     return figures
 
 
-def draw_all(table: "pd.DataFrame", out_dir: str | Path) -> Drawn:
-    """Draw every figure whose rows the table has into `out_dir`, as NAME.png and NAME.pdf; the same table
-    gives the same bytes. Figures of stages that the table has no rows of are passed over without a word."""
+def each_of(table: "pd.DataFrame") -> Iterator[tuple[str, "Figure | str"]]:
+    """Every figure that concerns the table, by name: drawn, in the style that holds until the next one, or why not."""
     import matplotlib
 
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    drawn = Drawn({}, {})
     for name, drawing in FIGURES.items():
         if not style.concerns(table, drawing):
             continue
@@ -108,8 +105,21 @@ def draw_all(table: "pd.DataFrame", out_dir: str | Path) -> Drawn:
             try:
                 figure = drawing.draw(table)
             except style.NoRows as missing:
-                drawn.skipped[name] = str(missing)
+                yield name, str(missing)
                 continue
+            yield name, figure
+
+
+def draw_all(table: "pd.DataFrame", out_dir: str | Path) -> Drawn:
+    """Draw every figure whose rows the table has into `out_dir`, as NAME.png and NAME.pdf; the same table
+    gives the same bytes. Figures of stages that the table has no rows of are passed over without a word."""
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    drawn = Drawn({}, {})
+    for name, figure in each_of(table):
+        if isinstance(figure, str):
+            drawn.skipped[name] = figure
+        else:
             drawn.paths[name] = out_dir / f"{name}.png"
             style.save(figure, drawn.paths[name])
     return drawn
