@@ -200,14 +200,6 @@ def assign(c: ml_collections.ConfigDict, settings: Mapping[str, Any]) -> None:
         (c[section] if section else c)[key] = value
 
 
-def folder_argument(arg: str) -> str:
-    """The folder of a study's argument ``data=DIR``; "" without one. Raises UserError for any other argument."""
-    key, _, folder = arg.partition("=")
-    if key not in ("", "data") or (key and not folder):
-        raise UserError(f"no argument {arg!r} of this study: give data=DIR, or nothing")
-    return folder.rstrip("/")
-
-
 def check(c: ml_collections.ConfigDict) -> None:
     """Raises UserError for the first value that no run can have, by its full name and with what would do."""
     flat = fields(c)

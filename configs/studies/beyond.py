@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from hhh_jax import config
+from hhh_jax import plan
 from hhh_jax.study import RUN, Job, Planned
 
 SYMBOLS = {
@@ -45,7 +45,7 @@ class Arm(NamedTuple):
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Numbers of the study; `arg` is empty or ``data=DIR``."""
-    folder = config.folder_argument(arg)
+    folder = plan.folder_argument(arg)
     c = ml_collections.ConfigDict()
     c.name = "beyond"
     c.data = folder
@@ -94,7 +94,7 @@ def _pretraining(c: ml_collections.ConfigDict, arms: Iterable[Arm]) -> Iterator[
         more = {"model.vocab_size": SYMBOLS["model.vocab_size"]} if of_symbols else {}
         source = "symbols" if of_symbols else f"{c.data}/text"
         tokens = c.symbols_tokens if of_symbols else c.pretrain_tokens
-        yield Planned(_start(task, rung), _run(c, "pretrain", rung, source, tokens=tokens, **more))
+        yield Planned(_start(task, rung), plan.run_config(c, "pretrain", rung, source, tokens=tokens, **more))
 
 
 def _finetuning(c: ml_collections.ConfigDict, arm: Arm) -> Planned:
@@ -105,19 +105,9 @@ def _finetuning(c: ml_collections.ConfigDict, arm: Arm) -> Planned:
         "eval.selections": ("best",), "optim.lr_multiple": c.lr_multiple,
         "labels.intervention": f"flip_{arm.flip * 100:.0f}" if arm.flip else "",
     }  # fmt: skip
-    run = _run(c, "ranked", arm.rung, arm.task, **settings, **more)
+    run = plan.run_config(c, "ranked", arm.rung, arm.task, **settings, **more)
     return Planned(arm.name, run, _start(arm.task, arm.rung))
 
 
 def _start(task: str, rung: str) -> str:
     return f"pretrain-{'symbols' if task.startswith('symbols') else 'text'}-{rung}"
-
-
-def _run(
-    c: ml_collections.ConfigDict, stage: str, rung: str, source: str, **settings: Any
-) -> ml_collections.ConfigDict:
-    run = config.base_config(stage, rung)
-    run.seeds, run.labels.study, run.data.source, run.term_norms_every = c.seeds, c.name, source, 0
-    run.eval.limit, run.eval.validation_limit = c.test_items, c.validation_items
-    config.assign(run, settings)
-    return run

@@ -19,13 +19,13 @@ from typing import Any
 
 import ml_collections
 
-from hhh_jax import config
+from hhh_jax import plan
 from hhh_jax.study import RUN, Job, Planned
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Numbers of the study; `arg` is empty or ``data=DIR``."""
-    folder = config.folder_argument(arg)
+    folder = plan.folder_argument(arg)
     c = ml_collections.ConfigDict()
     c.name = "discriminator"
     c.data = folder
@@ -41,6 +41,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.epochs = 2.0
     c.lr_multiple = 1.0
     c.task = "lambada" if folder else "counting"
+    c.test_items = c.validation_items = 100
     c.problems = 1000 if folder else 100
     c.samples = 100
     c.shown = 4  # numbers in the context of counting
@@ -65,15 +66,13 @@ def runs(c: ml_collections.ConfigDict) -> list[Planned]:
 def _run(
     c: ml_collections.ConfigDict, stage: str, rung: str, source: str, seeds: tuple[int, ...]
 ) -> ml_collections.ConfigDict:
-    run = config.base_config(stage, rung)
+    run = plan.run_config(c, stage, rung, source)
     length = c.context if stage == "pretrain" else c.rows.row_length
     more: dict[str, Any] = {"tokens": c.tokens} if stage == "pretrain" else {"epochs": c.epochs}
-    run.update(seeds=seeds, term_norms_every=0, **more)
-    run.labels.study, run.data.source = c.name, source
+    run.update(seeds=seeds, **more)
     run.data.row_length, run.data.max_tokens = length, length // 2
     run.model.max_positions, run.model.vocab_size = c.context, c.vocab_size
     run.batch.rows, run.eval.rows = (8, 8) if stage == "pretrain" else (16, 32)
-    run.eval.limit = run.eval.validation_limit = 100
     if stage == "discriminator":
         run.optim.lr_multiple = c.lr_multiple
     return run

@@ -15,9 +15,9 @@ from typing import Any
 
 import ml_collections
 
-from hhh_jax import config
+from hhh_jax import config, plan
 from hhh_jax.errors import UserError
-from hhh_jax.study import Job, Planned
+from hhh_jax.study import Planned
 
 RANKED = ("word_order", "line_order")
 BINARY = ("order_label", "docstring_match")
@@ -33,7 +33,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         raise UserError(f"no preset {preset!r} of the embedded study; there is full, and none")
     full = preset == "full"
     c = ml_collections.ConfigDict()
-    c.name = preset or "embedded"
+    c.name, c.data = preset or "embedded", ""
     c.rungs = ("12k", "98k", "332k", "786k") + (("2.7m",) if full else ())
     c.seeds = tuple(range(5 if full else 3))
     c.pretrain_tokens = 1e6 if full else 5e5  # with a million, two cores need a quarter of an hour for these alone
@@ -67,21 +67,14 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
 
 def runs(c: ml_collections.ConfigDict) -> list[Planned]:
     """All runs, every one after those that it needs."""
-    return [*_baselines(c), *_pretraining(c), *_objectives(c), *_pmp(c), *_symbols(c)]
+    return [*plan.baselines(c, TASKS, c.pairs), *_pretraining(c), *_objectives(c), *_pmp(c), *_symbols(c)]
 
 
 def _run(
     c: ml_collections.ConfigDict, stage: str, rung: str, task: str, init: str, **settings: Any
 ) -> ml_collections.ConfigDict:
     """A run's config with the study's numbers and then `settings`, by full field names."""
-    run = config.base_config(stage, rung)
-    run.seeds = c.seeds
-    run.labels.study = c.name
-    run.data.source = task
-    run.eval.limit = c.test_items
-    run.eval.validation_limit = c.validation_items
-    run.term_norms_every = 0  # another program to compile
-    run.checkpoint.every_minutes = 1.0
+    run = plan.run_config(c, stage, rung, task, **{"checkpoint.every_minutes": 1.0})
     if stage != "pretrain":
         run.labels.init = init
         run.batch.pairs = c.batch_pairs
@@ -95,12 +88,6 @@ def _run(
             run.data.max_tokens = 124  # both texts are in the context
     config.assign(run, settings)
     return run
-
-
-def _baselines(c: ml_collections.ConfigDict) -> Iterator[Planned]:
-    for task in TASKS:
-        arguments = {"task": task, "seed": 0, "train_pairs": c.pairs, "test_pairs": c.test_items}
-        yield Planned(f"baseline-{task}", job=Job("baselines", arguments))
 
 
 def _pretraining(c: ml_collections.ConfigDict) -> Iterator[Planned]:
@@ -117,14 +104,10 @@ def _objectives(c: ml_collections.ConfigDict) -> Iterator[Planned]:
             ranked = "ranked" if task in RANKED else "binary"
             for stage in ("imitation", ranked):
                 name = f"{stage}-{task}-{rung}"
-                grid = []
-                for multiple in c.lr_grid:
-                    tuned = _run(c, stage, rung, task, "lm", seeds=c.seeds[:1], **{"optim.lr_multiple": multiple})
-                    tuned.eval.selections = ()  # the test set is not read while a learning rate is chosen
-                    grid.append(Planned(f"{name}-lr_{multiple}", tuned, f"pretrain-{rung}"))
+                run = _run(c, stage, rung, task, "lm")
+                grid = plan.rate_grid(c, name, run, f"pretrain-{rung}")
                 yield from grid
-                choose = tuple(run.name for run in grid)
-                yield Planned(name, _run(c, stage, rung, task, "lm"), f"pretrain-{rung}", choose)
+                yield Planned(name, run, f"pretrain-{rung}", tuple(run.name for run in grid))
                 if rung in c.paper_lr_rungs:
                     constant = {"optim.lr_multiple": 0.01, "labels.intervention": "paper_lr"}
                     yield Planned(f"{name}-paper_lr", _run(c, stage, rung, task, "lm", **constant), f"pretrain-{rung}")

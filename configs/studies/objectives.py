@@ -22,25 +22,19 @@ run's data.json. Deontology, justice and virtue are tested on all items, because
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import ml_collections
 
-from hhh_jax import config
-from hhh_jax.study import Job, Planned
+from hhh_jax import plan
+from hhh_jax.data import datasets
+from hhh_jax.study import Planned
 
-EMBEDDED = {"word_order": "ranked", "line_order": "ranked", "order_label": "binary", "docstring_match": "binary"}
-REAL = {
-    "summarize": "ranked", "hellaswag": "ranked", "ethics_utilitarianism": "ranked", "ethics_commonsense": "binary",
-    "ethics_deontology": "binary", "ethics_justice": "binary", "ethics_virtue": "binary",
-}  # fmt: skip
-LONG = ("summarize", "hellaswag", "ethics_commonsense")
-BY_GROUP = ("ethics_deontology", "ethics_justice", "ethics_virtue")
+EMBEDDED = ("word_order", "line_order", "order_label", "docstring_match")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Numbers of the study; `arg` is empty or ``data=DIR``."""
-    folder = config.folder_argument(arg)
+    folder = plan.folder_argument(arg)
     c = ml_collections.ConfigDict()
     c.name = "objectives-real" if folder else "objectives"
     c.data = folder
@@ -65,55 +59,27 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 def runs(c: ml_collections.ConfigDict) -> list[Planned]:
     """All runs, every one after those that it needs."""
-    return [*_baselines(c), *_pretraining(c), *_finetuning(c), *_dpo(c)]
+    return [*plan.baselines(c, _tasks(c), c.pairs), *_pretraining(c), *_finetuning(c), *_dpo(c)]
 
 
-def _tasks(c: ml_collections.ConfigDict) -> dict[str, str]:
-    return REAL if c.data else EMBEDDED
-
-
-def _source(c: ml_collections.ConfigDict, task: str) -> str:
-    return f"{c.data}/{task}" if c.data else task
-
-
-def _test_items(c: ml_collections.ConfigDict, task: str) -> int:
-    return 0 if task in BY_GROUP else c.test_items
-
-
-def _run(
-    c: ml_collections.ConfigDict, stage: str, rung: str, source: str, **settings: Any
-) -> ml_collections.ConfigDict:
-    run = config.base_config(stage, rung)
-    run.seeds, run.labels.study, run.data.source = c.seeds, c.name, source
-    run.eval.limit, run.eval.validation_limit = c.test_items, c.validation_items
-    run.term_norms_every = 0  # another program to compile
-    run.checkpoint.every_minutes = 5.0
-    config.assign(run, settings)
-    return run
-
-
-def _baselines(c: ml_collections.ConfigDict) -> Iterator[Planned]:
-    for task in _tasks(c):
-        arguments = {
-            "task": _source(c, task), "seed": 0, "train_pairs": c.pairs, "test_pairs": _test_items(c, task),
-        }  # fmt: skip
-        yield Planned(f"baseline-{task}", job=Job("baselines", arguments))
+def _tasks(c: ml_collections.ConfigDict) -> tuple[str, ...]:
+    return plan.PAPER_TASKS if c.data else EMBEDDED
 
 
 def _pretraining(c: ml_collections.ConfigDict) -> Iterator[Planned]:
-    p, corpus = c.pretraining, _source(c, "lm") if c.data else "stdlib"
+    p, corpus = c.pretraining, plan.source(c, "lm") if c.data else "stdlib"
     for rung in c.rungs:
         settings = {
             "tokens": c.tokens, "data.row_length": p.row_length, "data.max_tokens": p.max_tokens, "batch.rows": p.rows,
-            "eval.tasks": tuple(_source(c, task) for task in _tasks(c)),
+            "eval.tasks": tuple(plan.source(c, task) for task in _tasks(c)),
         }  # fmt: skip
-        yield Planned(f"pretrain-{rung}", _run(c, "pretrain", rung, corpus, **settings))
+        yield Planned(f"pretrain-{rung}", plan.run_config(c, "pretrain", rung, corpus, **settings))
 
 
 def _finetuning(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     for rung in c.rungs:
-        for task, kind in _tasks(c).items():
-            for stage in ("imitation", kind):
+        for task in _tasks(c):
+            for stage in ("imitation", datasets.kind(plan.source(c, task))):
                 yield from _arm(c, stage, rung, task)
 
 
@@ -125,21 +91,18 @@ def _dpo(c: ml_collections.ConfigDict) -> Iterator[Planned]:
 
 def _arm(c: ml_collections.ConfigDict, stage: str, rung: str, task: str) -> Iterator[Planned]:
     """One objective on one task at one rung: the runs that choose its learning rate, and then all seeds."""
-    lengths = c.long_rows if task in LONG else c.rows
+    lengths = c.long_rows if task in plan.LONG_TASKS else c.rows
     settings = {
         "labels.init": "lm", "data.limit": c.pairs, "batch.pairs": c.batch_pairs, "eval.points": c.validations,
-        "eval.limit": _test_items(c, task), "data.row_length": lengths.row_length,
+        "eval.limit": plan.tested_items(c, task), "data.row_length": lengths.row_length,
         "data.max_tokens": lengths.max_tokens, "data.row_sizes": 1 if rung == "12k" else 2,
         "optim.lr_multiple": c.lr_multiple,
     }  # fmt: skip
-    name, source, start = f"{stage}-{task}-{rung}", _source(c, task), f"pretrain-{rung}"
-    grid = []
-    for multiple in c.lr_grid:
-        # The test set is not read while a learning rate is chosen.
-        more = {"optim.lr_multiple": multiple, "seeds": c.seeds[:1], "eval.selections": ()}
-        grid.append(Planned(f"{name}-lr_{multiple}", _run(c, stage, rung, source, **settings | more), start))
+    name, source, start = f"{stage}-{task}-{rung}", plan.source(c, task), f"pretrain-{rung}"
+    run = plan.run_config(c, stage, rung, source, **settings)
+    grid = plan.rate_grid(c, name, run, start)
     yield from grid
-    yield Planned(name, _run(c, stage, rung, source, **settings), start, tuple(run.name for run in grid))
+    yield Planned(name, run, start, tuple(run.name for run in grid))
     if rung in c.paper_lr_rungs:
         more = {"optim.lr_multiple": 0.01, "labels.intervention": "paper_lr"}
-        yield Planned(f"{name}-paper_lr", _run(c, stage, rung, source, **settings | more), start)
+        yield Planned(f"{name}-paper_lr", plan.run_config(c, stage, rung, source, **settings | more), start)

@@ -23,16 +23,11 @@ from typing import Any
 
 import ml_collections
 
-from hhh_jax import config
-from hhh_jax.study import Job, Planned
+from hhh_jax import config, plan
+from hhh_jax.data import datasets
+from hhh_jax.study import Planned
 
-EMBEDDED = {"line_order": "ranked", "docstring_match": "binary"}
-REAL = {
-    "summarize": "ranked", "hellaswag": "ranked", "ethics_utilitarianism": "ranked", "ethics_commonsense": "binary",
-    "ethics_deontology": "binary", "ethics_justice": "binary", "ethics_virtue": "binary",
-}  # fmt: skip
-LONG = ("summarize", "hellaswag", "ethics_commonsense")
-BY_GROUP = ("ethics_deontology", "ethics_justice", "ethics_virtue")
+EMBEDDED = ("line_order", "docstring_match")
 PMP = {"epochs": 1.0, "eval.points": 1, "eval.selections": ("best",)}
 """One epoch (C.1); validated at its end only."""
 CONTROLS = {"shuffled": {"data.flip": 0.5}, "lm_alone": {"objective.lam": 0.0}}
@@ -40,7 +35,7 @@ CONTROLS = {"shuffled": {"data.flip": 0.5}, "lm_alone": {"objective.lam": 0.0}}
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Numbers of the study; `arg` is empty or ``data=DIR``."""
-    folder = config.folder_argument(arg)
+    folder = plan.folder_argument(arg)
     c = ml_collections.ConfigDict()
     c.name = "pmp-real" if folder else "pmp"
     c.data = folder
@@ -65,35 +60,21 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 def runs(c: ml_collections.ConfigDict) -> list[Planned]:
     """All runs, every one after those that it needs."""
-    return [*_baselines(c), *_pretraining(c), *_finetuning(c)]
+    return [*plan.baselines(c, _tasks(c), c.finetune_pairs[-1]), *_pretraining(c), *_finetuning(c)]
 
 
-def _tasks(c: ml_collections.ConfigDict) -> dict[str, str]:
-    return REAL if c.data else EMBEDDED
-
-
-def _source(c: ml_collections.ConfigDict, name: str) -> str:
-    return f"{c.data}/{name}" if c.data else name
+def _tasks(c: ml_collections.ConfigDict) -> tuple[str, ...]:
+    return plan.PAPER_TASKS if c.data else EMBEDDED
 
 
 def _run(c: ml_collections.ConfigDict, stage: str, rung: str, name: str, **settings: Any) -> ml_collections.ConfigDict:
     """A run's config with the study's numbers and then `settings`, by full field names."""
-    run = config.base_config(stage, rung)
-    run.seeds, run.labels.study, run.data.source = c.seeds, c.name, _source(c, name)
-    run.eval.limit, run.eval.validation_limit = c.test_items, c.validation_items
-    run.term_norms_every = 0  # another program to compile
-    run.checkpoint.every_minutes = 5.0
+    run = plan.run_config(c, stage, rung, plan.source(c, name))
     run.data.row_length, run.data.max_tokens, run.model.max_positions = c.row_length, c.row_length // 2, c.row_length
     if stage != "pretrain":
         run.batch.pairs, run.data.row_sizes, run.optim.lr_multiple = c.batch_pairs, 1, c.lr_multiple
     config.assign(run, settings)
     return run
-
-
-def _baselines(c: ml_collections.ConfigDict) -> Iterator[Planned]:
-    for task in _tasks(c):
-        numbers = {"train_pairs": c.finetune_pairs[-1], "test_pairs": c.test_items}
-        yield Planned(f"baseline-{task}", job=Job("baselines", {"task": _source(c, task), "seed": 0, **numbers}))
 
 
 def _pretraining(c: ml_collections.ConfigDict) -> Iterator[Planned]:
@@ -102,7 +83,7 @@ def _pretraining(c: ml_collections.ConfigDict) -> Iterator[Planned]:
         start = f"pretrain-{rung}"
         yield Planned(start, _run(c, "pretrain", rung, "lm" if c.data else "stdlib", tokens=c.tokens))
         for name in (*c.sources, c.mix):
-            others = tuple(_source(c, source) for source in c.sources) if name == c.mix else ()
+            others = tuple(plan.source(c, source) for source in c.sources) if name == c.mix else ()
             settings = {"data.limit": c.pmp_pairs, "eval.tasks": others, **PMP}
             yield Planned(f"pmp-{name}-{rung}", _run(c, "pmp", rung, name, **settings), start)
     for control, settings in CONTROLS.items():
@@ -113,13 +94,9 @@ def _pretraining(c: ml_collections.ConfigDict) -> Iterator[Planned]:
 
 def _finetuning(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     for rung in c.rungs:
-        for task, kind in _tasks(c).items():
-            grid = []
-            for multiple in c.lr_grid:
-                # The test set is not read while a learning rate is chosen.
-                more = {"optim.lr_multiple": multiple, "seeds": c.seeds[:1], "eval.selections": ()}
-                tuned = _tuned(c, kind, rung, task, c.finetune_pairs[-1], **more)
-                grid.append(Planned(f"{task}-{rung}-lr_{multiple}", tuned, f"pretrain-{rung}"))
+        for task in _tasks(c):
+            longest = _tuned(c, rung, task, c.finetune_pairs[-1])
+            grid = plan.rate_grid(c, f"{task}-{rung}", longest, f"pretrain-{rung}")
             yield from grid
             choose = tuple(run.name for run in grid)
             for pairs in c.finetune_pairs:
@@ -127,7 +104,7 @@ def _finetuning(c: ml_collections.ConfigDict) -> Iterator[Planned]:
                     keep = "fresh" if init == "lm" or intervention == "lm_alone" else "keep"
                     labels = {"labels.init": init, "labels.intervention": intervention, "init.score_head": keep}
                     name = f"{task}-{rung}-from_{arm}-{pairs}_pairs"
-                    yield Planned(name, _tuned(c, kind, rung, task, pairs, **labels), after, choose)
+                    yield Planned(name, _tuned(c, rung, task, pairs, **labels), after, choose)
 
 
 def _arms(c: ml_collections.ConfigDict, rung: str) -> dict[str, tuple[str, str, str]]:
@@ -142,14 +119,15 @@ def _arms(c: ml_collections.ConfigDict, rung: str) -> dict[str, tuple[str, str, 
 
 
 def _tuned(
-    c: ml_collections.ConfigDict, kind: str, rung: str, task: str, pairs: int, **settings: Any
+    c: ml_collections.ConfigDict, rung: str, task: str, pairs: int, **settings: Any
 ) -> ml_collections.ConfigDict:
     """Finetuning of a preference model, with the curve within one run if it is the longest."""
-    more = {"data.limit": pairs, "eval.points": c.validations, "eval.selections": ("best",)}
-    if pairs == c.finetune_pairs[-1] and "eval.selections" not in settings:
+    more = {
+        "data.limit": pairs, "eval.points": c.validations, "eval.limit": plan.tested_items(c, task),
+        "eval.selections": ("best",),
+    }  # fmt: skip
+    if pairs == c.finetune_pairs[-1]:
         more["eval.curve"] = c.curve
-    if task in BY_GROUP:
-        more["eval.limit"] = 0
-    if task in LONG:
+    if task in plan.LONG_TASKS:
         more["data.max_tokens"] = c.row_length * 3 // 4
-    return _run(c, kind, rung, task, **more | settings)
+    return _run(c, datasets.kind(plan.source(c, task)), rung, task, **more | settings)

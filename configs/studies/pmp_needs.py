@@ -27,16 +27,12 @@ from typing import Any
 
 import ml_collections
 
-from hhh_jax import config
+from hhh_jax import config, plan
+from hhh_jax.data import datasets
 from hhh_jax.study import RUN, Job, Planned
 
-EMBEDDED = {"line_order": "ranked", "docstring_match": "binary"}
-REAL = {
-    "summarize": "ranked", "hellaswag": "ranked", "ethics_utilitarianism": "ranked", "ethics_commonsense": "binary",
-    "ethics_justice": "binary",
-}  # fmt: skip
-LONG = ("summarize", "hellaswag", "ethics_commonsense")
-BY_GROUP = ("ethics_justice",)
+EMBEDDED = ("line_order", "docstring_match")
+REAL = ("summarize", "hellaswag", "ethics_utilitarianism", "ethics_commonsense", "ethics_justice")
 NO_EOC = {"data.end_of_context": False}
 FORMS: dict[str, tuple[str, str, dict[str, Any]]] = {  # of PMP: name -> last part of init, intervention, settings
     "binary": ("binary", "", {}),
@@ -52,7 +48,7 @@ CALIBRATED = ("lm", "binary", "pm_alone")
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Numbers of the study; `arg` is empty or ``data=DIR``."""
-    folder = config.folder_argument(arg)
+    folder = plan.folder_argument(arg)
     c = ml_collections.ConfigDict()
     c.name = "pmp_needs-real" if folder else "pmp_needs"
     c.data = folder
@@ -75,24 +71,16 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 def runs(c: ml_collections.ConfigDict) -> list[Planned]:
     """All runs, every one after those that it needs."""
-    return [*_baselines(c), *_pretraining(c), *_human_model(c), *_finetuning(c)]
+    return [*plan.baselines(c, _tasks(c), c.finetune_pairs[-1]), *_pretraining(c), *_human_model(c), *_finetuning(c)]
 
 
-def _tasks(c: ml_collections.ConfigDict) -> dict[str, str]:
+def _tasks(c: ml_collections.ConfigDict) -> tuple[str, ...]:
     return REAL if c.data else EMBEDDED
-
-
-def _source(c: ml_collections.ConfigDict, name: str) -> str:
-    return f"{c.data}/{name}" if c.data and not name.startswith(RUN) else name
 
 
 def _run(c: ml_collections.ConfigDict, stage: str, rung: str, name: str, **settings: Any) -> ml_collections.ConfigDict:
     """A run's config with the study's numbers and then `settings`, by full field names."""
-    run = config.base_config(stage, rung)
-    run.seeds, run.labels.study, run.data.source = c.seeds, c.name, _source(c, name)
-    run.eval.limit, run.eval.validation_limit = c.test_items, c.validation_items
-    run.term_norms_every = 0  # another program to compile
-    run.checkpoint.every_minutes = 5.0
+    run = plan.run_config(c, stage, rung, plan.source(c, name))
     run.data.row_length, run.data.max_tokens, run.model.max_positions = c.row_length, c.row_length // 2, c.row_length
     if stage != "pretrain":
         run.batch.pairs, run.data.row_sizes, run.optim.lr_multiple = c.batch_pairs, 1, c.lr_multiple
@@ -100,12 +88,6 @@ def _run(c: ml_collections.ConfigDict, stage: str, rung: str, name: str, **setti
         run.epochs, run.data.limit, run.eval.points, run.eval.selections = 1.0, c.pmp_pairs, 1, ("best",)
     config.assign(run, settings)
     return run
-
-
-def _baselines(c: ml_collections.ConfigDict) -> Iterator[Planned]:
-    for task in _tasks(c):
-        numbers = {"train_pairs": c.finetune_pairs[-1], "test_pairs": c.test_items}
-        yield Planned(f"baseline-{task}", job=Job("baselines", {"task": _source(c, task), "seed": 0, **numbers}))
 
 
 def _pretraining(c: ml_collections.ConfigDict) -> Iterator[Planned]:
@@ -126,7 +108,7 @@ def _human_model(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     settings = {"objective.lam": 0.0, "data.binarize": False, "labels.intervention": "writer"}
     writer = f"writer-{c.source}-{rung}"
     yield Planned(writer, _run(c, "pmp", rung, c.source, **settings), f"pretrain-{rung}")
-    arguments = {"name": name, "source": _source(c, c.source), "limit": c.pmp_pairs, **c.human_model}
+    arguments = {"name": name, "source": plan.source(c, c.source), "limit": c.pmp_pairs, **c.human_model}
     yield Planned(name, job=Job("human_model", arguments), after=writer)
     pairs = f"{RUN}{name}/{name}.jsonl"
     numbers = {"train_pairs": c.pmp_pairs, "test_pairs": c.test_items}
@@ -151,12 +133,12 @@ def _arms(c: ml_collections.ConfigDict, rung: str) -> dict[str, tuple[str, str, 
 
 def _finetuning(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     for rung in c.rungs:
-        for task, kind in _tasks(c).items():
+        for task in _tasks(c):
             for pairs in c.finetune_pairs:
                 for arm, (init, intervention, after, settings) in _arms(c, rung).items():
                     keep = "fresh" if init == "lm" or intervention == "lm_alone" else "keep"
                     labels = {"labels.init": init, "labels.intervention": intervention, "init.score_head": keep}
-                    tuned = _tuned(c, kind, rung, task, pairs, **labels, **settings)
+                    tuned = _tuned(c, rung, task, pairs, **labels, **settings)
                     yield Planned(_name(task, rung, arm, pairs), tuned, after)
                 for of in ENSEMBLES:
                     members = {arm: RUN + _name(task, rung, arm, pairs) for arm in ("binary", "other")}
@@ -172,11 +154,12 @@ def _name(task: str, rung: str, arm: str, pairs: int) -> str:
 
 
 def _tuned(
-    c: ml_collections.ConfigDict, kind: str, rung: str, task: str, pairs: int, **settings: Any
+    c: ml_collections.ConfigDict, rung: str, task: str, pairs: int, **settings: Any
 ) -> ml_collections.ConfigDict:
-    more = {"data.limit": pairs, "eval.points": c.validations, "eval.selections": ("best",)}
-    if task in BY_GROUP:
-        more["eval.limit"] = 0
-    if task in LONG:
+    more = {
+        "data.limit": pairs, "eval.points": c.validations, "eval.limit": plan.tested_items(c, task),
+        "eval.selections": ("best",),
+    }  # fmt: skip
+    if task in plan.LONG_TASKS:
         more["data.max_tokens"] = c.row_length * 3 // 4
-    return _run(c, kind, rung, task, **more | settings)
+    return _run(c, datasets.kind(plan.source(c, task)), rung, task, **more | settings)

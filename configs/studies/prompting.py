@@ -24,7 +24,7 @@ from typing import Any
 
 import ml_collections
 
-from hhh_jax import config
+from hhh_jax import config, plan
 from hhh_jax.study import RUN, Job, Planned
 
 CONTEXT = 1024
@@ -33,13 +33,14 @@ REAL = ("hhh", "truthfulqa", "lambada")
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Numbers of the study; `arg` is empty or ``data=DIR``."""
-    folder = config.folder_argument(arg)
+    folder = plan.folder_argument(arg)
     c = ml_collections.ConfigDict()
     c.name = "prompting-real" if folder else "prompting"
     c.data = folder
     c.rungs = ("12k", "98k", "332k", "786k") if folder else ("12k", "98k")
     c.seeds = (0, 1, 2)
     c.tokens = 1e6 if folder else 5e4
+    c.test_items = c.validation_items = 50
     c.teacher_rows = 256 if folder else 32
     c.row_length = 256
     c.prompt_steps = (1, 4, 16)
@@ -54,11 +55,8 @@ def runs(c: ml_collections.ConfigDict) -> list[Planned]:
 
 
 def _lm(c: ml_collections.ConfigDict, stage: str, rung: str, source: str, **settings: Any) -> ml_collections.ConfigDict:
-    run = config.base_config(stage, rung)
-    run.seeds, run.labels.study, run.data.source = c.seeds, c.name, source
+    run = plan.run_config(c, stage, rung, source)
     run.data.row_length, run.model.max_positions, run.batch.rows, run.eval.rows = CONTEXT, CONTEXT, 2, 4
-    run.eval.limit = run.eval.validation_limit = 50
-    run.term_norms_every = 0
     config.assign(run, settings)
     return run
 

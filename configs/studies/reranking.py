@@ -33,14 +33,14 @@ from typing import Any
 
 import ml_collections
 
-from hhh_jax import config
+from hhh_jax import plan
 from hhh_jax.data.records import SPLITS
 from hhh_jax.study import RUN, Job, Planned
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """Numbers of the study; `arg` is empty or ``data=DIR``."""
-    folder = config.folder_argument(arg)
+    folder = plan.folder_argument(arg)
     real = bool(folder)
     c = ml_collections.ConfigDict()
     c.name = "reranking"
@@ -49,6 +49,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.run_untrusted_code = not real
     c.rungs = ("332k", "786k", "2.7m") if real else ("12k", "98k")
     c.seeds = (0, 1, 2)
+    c.test_items = c.validation_items = 0  # all
     c.row_length = 512 if real else 128
     c.vocab_size = 4096 if real else 400
     # Updates count more than tokens at these sizes, so batches are small and rates high.
@@ -135,10 +136,5 @@ def _run(
     c: ml_collections.ConfigDict, stage: str, rung: str, source: str, **settings: Any
 ) -> ml_collections.ConfigDict:
     """A run's config with the study's numbers and then `settings`, by full field names."""
-    run = config.base_config(stage, rung)
-    run.seeds, run.labels.study, run.data.source = c.seeds, c.name, source
-    run.model.vocab_size = c.vocab_size
-    run.data.row_length = run.model.max_positions = c.row_length
-    run.term_norms_every = 0
-    config.assign(run, settings)
-    return run
+    lengths = {"data.row_length": c.row_length, "model.max_positions": c.row_length}
+    return plan.run_config(c, stage, rung, source, **lengths, **{"model.vocab_size": c.vocab_size}, **settings)
