@@ -21,6 +21,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from hhh_jax.atomic import new_path, write_errors
 from hhh_jax.data.records import KINDS, SPLITS, Record
 from hhh_jax.data.source import Row
@@ -117,16 +119,15 @@ def write_rows(path: Path, rows: Iterable[tuple[bytes, bytes]], buckets: int, me
 
 
 def pack_row(row: Row) -> tuple[bytes, bytes]:
-    """A row as key and rest, without tabs and line ends. Raises UnicodeEncodeError at half a surrogate pair,
-    but for the place."""
-    rest = json.dumps([row.fields, storable(row.place)], ensure_ascii=False)
-    return json.dumps(row.key, ensure_ascii=False).encode(), rest.encode()
+    """A row as key and rest, without tabs and line ends. Raises orjson.JSONEncodeError at half a surrogate pair, but
+    for the place, and at a number of more than 64 bits."""
+    return orjson.dumps(row.key), orjson.dumps([row.fields, storable(row.place)])
 
 
 def unpack_row(key: bytes, rest: bytes) -> Row:
     """The inverse of `pack_row`."""
-    fields, place = json.loads(rest)
-    return Row(json.loads(key), fields, place)
+    fields, place = orjson.loads(rest)
+    return Row(orjson.loads(key), fields, place)
 
 
 def plan_units(sizes: Sequence[int]) -> list[tuple[int, int]]:

@@ -18,6 +18,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orjson
+
 import hhh_jax
 from hhh_jax.data import shards, sources
 from hhh_jax.data.records import KINDS
@@ -26,6 +28,7 @@ from hhh_jax.errors import UserError
 
 BUCKETS = 1024
 EXAMPLES = 5  # of dropped rows, a reason
+_UNSTORABLE = {"surrogates": "half a surrogate pair", "64-bit": "number of more than 64 bits"}
 BATCH_BYTES, BATCH_BLOCKS = 2**20, 64  # of a batch of small blocks, as of folders of small files
 
 
@@ -83,12 +86,16 @@ class Tally:
 
     def drop(self, drop: Drop, rows: int = 1) -> None:
         """Counts `rows` rows as dropped, not as read."""
-        reason, place, detail = map(shards.storable, (drop.reason, drop.place, drop.detail))
+        reason = shards.storable(drop.reason)
         self.dropped[reason] += rows
         examples = self.examples.setdefault(reason, [])
+        first = drop.bad and not self.bad
+        if len(examples) >= EXAMPLES and not first:
+            return
+        place, detail = map(shards.storable, (drop.place, drop.detail))
         if len(examples) < EXAMPLES:
             examples.append({"place": place, "detail": detail[:300]})
-        if drop.bad and not self.bad:
+        if first:
             self.bad = f"{place}: {reason}{': ' if detail else ''}{detail}"
 
     def refuse_bad(self, bad_rows: str) -> None:
@@ -196,10 +203,15 @@ def place_of(place: str, source: str) -> Iterator[None]:
 
 
 def _pack(item: Row | Drop) -> tuple[bytes, bytes] | Drop:
+    if isinstance(item, Drop):
+        return item
     try:
-        return item if isinstance(item, Drop) else shards.pack_row(item)
-    except UnicodeEncodeError:
-        return Drop("half a surrogate pair", item.place, bad=True)
+        return shards.pack_row(item)
+    except orjson.JSONEncodeError as error:
+        for words, reason in _UNSTORABLE.items():
+            if words in str(error):
+                return Drop(reason, item.place, bad=True)
+        raise
 
 
 def read_blocks(job: Job, index: int, batch: list[Block]) -> None:

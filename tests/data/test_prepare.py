@@ -386,6 +386,14 @@ def test_half_a_surrogate_pair(tmp_path):
     assert card["dropped_examples"]["half a surrogate pair"][0]["place"] == f"{tmp_path / 'in'}:{len(rows) - 1}"
 
 
+def test_a_number_of_more_than_64_bits(tmp_path):
+    row = '<row Id="{}" PostTypeId="{}" ParentId="1" Title="t" Score="{}" Body="post {}"/>\n'
+    posts = [(1, 1, 0, "a"), (2, 2, 0, "b"), (3, 2, 9, "c"), (2**64, 2, 9, "d")]
+    (tmp_path / "Posts.xml").write_text("".join(row.format(*post) for post in posts))
+    card = prepare.prepare("stackexchange", [str(tmp_path / "Posts.xml")], tmp_path / "out", workers=1)
+    assert card["dropped"] == {"number of more than 64 bits": 1} and card["kept"] == 3
+
+
 @pytest.mark.parametrize(
     "content, message", [(b"", "in: empty"), (b"no tab\n" * 3, r"no rows to use: 3 x no tab .*in:1")]
 )

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,9 +50,9 @@ def test_rows_come_back_by_bucket(tmp_path_factory, rows, buckets, data):
     assert len(together) == len(rows)
 
 
-def test_half_a_surrogate_pair_is_not_packed():
-    for row in (Row("k", {"text": "a\ud800"}), Row("\udfff", {})):
-        with pytest.raises(UnicodeEncodeError):
+def test_what_json_cannot_hold_is_not_packed():
+    for row in (Row("k", {"text": "a\ud800"}), Row("\udfff", {}), Row("k", {"id": 2**64})):
+        with pytest.raises(orjson.JSONEncodeError):
             shards.pack_row(row)
 
 

@@ -108,6 +108,7 @@ def test_broken_rows_are_counted_with_their_place(tmp_path):
         answer(8, 1, 5).replace("It", "&unknown;"),
         answer(9, 1, 5).replace("It", "&#x1;"),
         "a line of another file",
+        '<row Id="10" PostTypeId="2" Body="no end/>',
         answer(2, 1, 0),
         row(Id=11),
         answer(12, 1, 5).replace("Score=", 'Score="5" Score='),
@@ -116,17 +117,17 @@ def test_broken_rows_are_counted_with_their_place(tmp_path):
     result = run(SOURCE, [path])
     assert [pair.id.rpartition(":")[2] for pair in result.records] == ["3>2"]
     assert {reason: result.places(reason) for reason in result.reasons} == {
-        "broken XML": [f"{path}:{line}" for line in (6, 10, 11, 15)],
+        "broken XML": [f"{path}:{line}" for line in (6, 10, 11, 13, 16)],
         "invalid UTF-8": [f"{path}:7"],
-        "attribute missing": [f"{path}:8", f"{path}:14"],
+        "attribute missing": [f"{path}:8", f"{path}:15"],
         "attribute not a number": [f"{path}:9"],
         "not a row": [f"{path}:12"],
-        "id seen before": [f"{path}:13"],
-        f"text longer than {stackexchange.MAX_TEXT} characters": [f"{path}:16"],
+        "id seen before": [f"{path}:14"],
+        f"text longer than {stackexchange.MAX_TEXT} characters": [f"{path}:17"],
     }
     assert all(drop.bad == (drop.reason != "id seen before") for drop in result.drops)
     assert [drop.detail for drop in result.drops if drop.reason == "attribute missing"] == ["Score", "PostTypeId"]
-    assert result.read == 14 and result.kept == 3
+    assert result.read == 15 and result.kept == 3
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ score gives none. Only posts that end in a pair are turned from HTML into text, 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -89,30 +90,59 @@ def blocks(inputs: Sequence[str], options: Options) -> Iterator[Block]:
 
 def read(block: Block, options: Options) -> Iterator[Row | Drop]:
     """Questions and answers, by site and question. Raises UserError at a document type or entity declaration."""
-    site = block.context.decode()
+    site, rows = block.context.decode(), _Rows()
     for place, line in lines(block):
         line = line.strip()
         if line.startswith(b"<row"):
-            yield _post(line, site, place)
+            try:
+                attributes = rows.attributes(line)
+            except expat.ExpatError as error:
+                yield _broken(line, place, str(error))
+            else:
+                yield _post(attributes, site, place)
         elif any(word in line for word in _FORBIDDEN):
             raise UserError(f"{place}: declares a document type or entity, which no dump does; don't trust this file")
         elif line and not line.startswith(_AROUND):
             yield Drop("not a row", place, line[:80].decode(errors="replace"), bad=True)
 
 
-def _post(line: bytes, site: str, place: str) -> Row | Drop:
-    elements: list[dict[str, str]] = []
-    parser = expat.ParserCreate("utf-8")
-    parser.StartElementHandler = lambda _, attributes: elements.append(attributes)
+class _Rows:
+    """Reads rows, each as a document of its own. Whole ones share a parser, as children of one element, because a new
+    parser for each costs as much as reading it."""
+
+    def __init__(self) -> None:
+        self._found: list[dict[str, str]] = []
+        self._shared = self._parser(b"<posts>")
+
+    def _parser(self, begin: bytes) -> expat.XMLParserType:
+        parser = expat.ParserCreate("utf-8")
+        parser.Parse(begin, False)
+        parser.StartElementHandler = lambda _, attributes: self._found.append(attributes)
+        return parser
+
+    def attributes(self, line: bytes) -> dict[str, str]:
+        """Attributes of the row. Raises ExpatError."""
+        self._found.clear()
+        if line.endswith(b"/>") and line.count(b"<") == 1:  # one element at most, and nothing beside it
+            with contextlib.suppress(expat.ExpatError):
+                self._shared.Parse(line, False)
+                if self._found:
+                    return self._found[0]
+            self._shared = self._parser(b"<posts>")
+            self._found.clear()
+        self._parser(b"").Parse(line, True)
+        return self._found[0]
+
+
+def _broken(line: bytes, place: str, error: str) -> Drop:
     try:
-        parser.Parse(line, True)
-    except expat.ExpatError as error:
-        try:
-            line.decode()
-        except UnicodeDecodeError as invalid:
-            return Drop("invalid UTF-8", place, f"byte {invalid.start + 1} of the line", bad=True)
-        return Drop("broken XML", place, str(error), bad=True)
-    post = elements[0]
+        line.decode()
+    except UnicodeDecodeError as invalid:
+        return Drop("invalid UTF-8", place, f"byte {invalid.start + 1} of the line", bad=True)
+    return Drop("broken XML", place, error, bad=True)
+
+
+def _post(post: dict[str, str], site: str, place: str) -> Row | Drop:
     try:
         kind = post["PostTypeId"]
         if kind == QUESTION:
