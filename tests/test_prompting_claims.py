@@ -182,8 +182,8 @@ def test_counting_is_compared_on_the_next_numbers_and_with_the_best_training(tmp
         ("trained_16_steps", "counting:64-71", range(64, 72), 2.0),
     ):  # fmt: skip
         items = [
-            {"task": task, "split": "test", "seed": seed, "item_id": f"{k}", "group_id": task, "option": 0, "label": 1,
-             "logp_sum": -(loss if k >= 64 else 7.0) - 0.01 * seed * (k % 3)}
+            {"task": task, "split": "test", "seed": seed, "item_id": f"{k}", "group_id": task, "category": "",
+             "option": 0, "label": 1, "logp_sum": -(loss if k >= 64 else 7.0) - 0.01 * seed * (k % 3)}
             for seed in SEEDS for k in numbers
         ]  # fmt: skip
         study.write(task, arm, n, items, [loss], metric="loss")

@@ -36,7 +36,6 @@ from hhh_jax.summary import (
 IMITATION = {"stage": "finetune", "objective": "imitation"}
 """Rows of a study that is about objectives."""
 
-MISFIT = 0.02  # relative error of the loss: "a power law"
 
 
 DPO = {"stage": "finetune", "objective": "dpo"}
@@ -56,7 +55,7 @@ def _loss_falls(study: Study) -> Outcome:
         return Outcome(NOT_RUN, note=f"needs {MIN_SIZES} model sizes; there are {len(sizes)}")
     fit = stats.power_law(losses, sizes)
     verdict = direction(fit.exponent)
-    if fit.misfit > MISFIT:
+    if fit.misfit > stats.MISFIT:
         verdict = CONTRADICTED
     note = f"The line misses the measured losses by up to {fit.misfit:.1%}."
     if fit.curvature.lo > 0 or fit.curvature.hi < 0:
@@ -257,8 +256,8 @@ CLAIMS = (
         "The language-modeling loss falls with model size as a power law.",
         "section 1.2; the premise of every plot against size",
         "exponent of the least-squares line of log loss against log N, held-out documents",
-        f"supported if the interval is above 0 and every loss within {MISFIT:.0%} of the line; contradicted "
-        f"if the interval is below 0 or a loss further than {MISFIT:.0%} from the line",
+        f"supported if the interval is above 0 and every loss within {stats.MISFIT:.0%} of the line; contradicted "
+        f"if the interval is below 0 or a loss further than {stats.MISFIT:.0%} from the line",
         _loss_falls,
     ),
 )

@@ -89,7 +89,7 @@ def _arm(study: Study, measure: Measure, intervention: str, n: int) -> Items | N
     found: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
     for run in sorted(rows["run"].unique()):
         for item in _records(study.runs_dir / run / "items.jsonl"):
-            if item["task"] in (task, measure.task) and (not category or item.get("category", category) == category):
+            if item["task"] == measure.task or (item["task"] == task and item["category"] == category):
                 found[item["seed"], item["item_id"]].append(item)
     values = {
         key: measure.of(items) for key, items in found.items() if not any(item.get("error") for item in items)
