@@ -80,14 +80,17 @@ def training(study: Study) -> dict[str, dict[str, list[Any]]]:
 
 
 def read(studies: Path) -> dict[str, Record]:
-    """The records of all studies of a folder by their own folder's name. Raises UserError if there is none."""
+    """The records of all studies of a folder by their own folder's name, those of more sizes first.
+
+    Raises UserError if there is none.
+    """
     found = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in studies.glob("*/claims.json")}
     for name, study in found.items():
         if "claims" not in study:
             raise UserError(f"{studies / name / 'claims.json'}: has no claims; let the study write its report again")
     if not found:
         raise UserError(f"{studies}: no folder in it has a claims.json; a study's report writes one")
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items(), key=lambda item: (-len(item[1]["sizes"]), item[0])))
 
 
 def outcome_of(study: Record, claim: Claim) -> dict[str, Any]:
@@ -134,7 +137,8 @@ def as_markdown(studies: Mapping[str, Record]) -> str:
         count(studies), "",
         "## Outcomes", "", *_table(header, outcomes), "",
         "Each cell: the verdict, the statistic with its 95% interval over seeds and test items, and where it was "
-        "taken. Undecided is for want of power, or at the floor: no model compared beats the trivial baselines.", "",
+        f"taken; {SIGNS[rules.NOT_RUN]} is not run. Undecided is for want of power, or at the floor: no model compared "
+        "beats the trivial baselines.", "",
         "## Studies", "",
         *_table(["folder", "study", "sizes", "seeds", "learning rate and stopping step by stage", "code"], how), "",
         "Learning rates are multiples of the pretraining rate of the same size.", "",
@@ -162,7 +166,10 @@ def tally(study: Record) -> str:
 
 
 def readme_section(folder: Path, root: Path) -> str:
-    """The results section of a README in `root`: what each study of `folder` tested, and its figures."""
+    """The results section of a README in `root`: what each study of `folder` tested, and its figures.
+
+    Studies of MIN_SIZES sizes or more have their outcomes and pictures; the others have a line with links.
+    """
     studies = read(folder)
 
     def link(path: Path) -> str:
@@ -170,18 +177,26 @@ def readme_section(folder: Path, root: Path) -> str:
 
     page = link(folder / "claims.md")
     parts = [BEGIN, f"{count(studies)} All of them, with statistics, rules and settings: [{page}]({page})."]
+    lines = []
     for name, study in studies.items():
-        rows = [
-            [claim.statement, _measured(outcome), outcome["at"], f"{SIGNS[outcome['verdict']]} {outcome['verdict']}"]
-            for claim, outcome in tested(study)
-        ]
-        parts += [f"### {name}", f"{_sizes(study)} parameters, {study['seeds']} seeds. {tally(study)}"]
-        parts += ["\n".join(_table(["claim", "measured", "at", "verdict"], rows))] if rows else []
+        in_full = len(study["sizes"]) >= rules.MIN_SIZES
+        about = f"{_sizes(study)} parameters, {study['seeds']} seeds. {tally(study)}"
         pictures = sorted((folder / name / "figures").glob("*.png"))
-        shown = [path for path in pictures if path.stem in IN_README]
-        parts += [f"![{path.stem}]({link(path)})" for path in shown]
+        shown = [path for path in pictures if in_full and path.stem in IN_README]
         links = [f"[{path.stem}]({link(path)})" for path in pictures if path not in shown]
-        parts += ["Figures: " + ", ".join(links) + "."] if links else []
+        figures = ["Figures: " + ", ".join(links) + "."] if links else []
+        if in_full:
+            rows = [
+                [claim.statement, _measured(found), found["at"], f"{SIGNS[found['verdict']]} {found['verdict']}"]
+                for claim, found in tested(study)
+            ]
+            parts += [f"### {name}", about]
+            parts += ["\n".join(_table(["claim", "measured", "at", "verdict"], rows))] if rows else []
+            parts += [f"![{path.stem}]({link(path)})" for path in shown] + figures
+        else:
+            lines.append(" ".join([f"- **{name}**: {about}", *figures]))
+    if lines:
+        parts += [f"### Studies of fewer than {rules.MIN_SIZES} sizes", "\n".join(lines)]
     return "\n\n".join([*parts, END])
 
 
@@ -196,7 +211,7 @@ def with_section(readme: str, section: str) -> str:
 
 def _cell(outcome: Mapping[str, Any]) -> str:
     if outcome["verdict"] == rules.NOT_RUN:
-        return rules.NOT_RUN + (f": {outcome['note']}" if outcome["note"] else "")
+        return f"{rules.NOT_RUN}: {outcome['note']}" if outcome["note"] else SIGNS[rules.NOT_RUN]
     at = f"; {outcome['at']}" if outcome["at"] else ""
     seeds = f"{outcome['n_seeds']} seed{'s' * (outcome['n_seeds'] != 1)}"
     verdict = f"{SIGNS[outcome['verdict']]} {outcome['verdict']}"

@@ -66,18 +66,22 @@ def test_every_claim_is_a_row_and_every_study_a_column(tmp_path):
     assert counted in ledger.count(studies)
     page = ledger.as_markdown(studies)
     assert "| claim | one | two |" in page and page.count("\n- **") == len(claims.CLAIMS)
-    assert "| ✓ supported −0.250 [−0.500, +0.125]; N = 12k; 40 items, 1 seed | not run |" in page
+    assert "| ✓ supported −0.250 [−0.500, +0.125]; N = 12k; 40 items, 1 seed | – |" in page
     assert "ranked: 0.01, 0.5, the last step" in page
 
 
 def test_the_readme_section_is_replaced_and_nothing_else(tmp_path):
     docs = tmp_path / "docs"
-    _write(docs, one=_record(ranked_gain=SMALL))
+    _write(docs, a_small=_record(ranked_gain=SMALL), ladder=_record(ranked_gain=SMALL) | {"sizes": [1, 2, 3, 4]})
     for name in ("figure33", "other"):
-        (docs / "one" / "figures" / f"{name}.png").write_bytes(b"")
+        for study in ("a_small", "ladder"):
+            (docs / study / "figures" / f"{name}.png").write_bytes(b"")
     section = ledger.readme_section(docs, tmp_path)
-    assert "![figure33](docs/one/figures/figure33.png)" in section and "[other](docs/one/figures/other.png)" in section
-    assert "1 claim tested: 1 supported." in section and "not run" not in section
+    ladder, small = section.split("### Studies of fewer than 4 sizes")
+    assert "![figure33](docs/ladder/figures/figure33.png)" in ladder and "| +" not in small
+    assert "[other](docs/ladder/figures/other.png)" in ladder and "| −0.250 [−0.500, +0.125] | N = 12k |" in ladder
+    assert "- **a_small**: 12k parameters, 1 seeds. 1 claim tested: 1 supported." in small and "not run" not in section
+    assert "[figure33](docs/a_small/figures/figure33.png)" in small and "!" not in small.replace("<!--", "")
     text = f"before\n\n{ledger.BEGIN}\nold\n{ledger.END}\n\nafter\n"
     once = ledger.with_section(text, section)
     assert once == f"before\n\n{section}\n\nafter\n" and ledger.with_section(once, section) == once
