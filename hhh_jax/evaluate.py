@@ -7,12 +7,13 @@ recomputes result rows of a finished run from its checkpoint and prints them as 
     python -m hhh_jax.evaluate --checkpoint=RUN_DIR --evals=hhh,truthfulqa,lambada --intervention=prompt --workdir=OUT
 
 runs evaluations of the paper (`hhh_jax.evals.battery`) on data prepared below ``--data``, bare, prompted, or in the
-dialogue form that a distilled model was trained for.
+dialogue form that a distilled model was trained for; it writes OUT/rows.jsonl and OUT/items.jsonl and prints a table.
 """
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -205,16 +206,19 @@ def main(_: Sequence[str]) -> None:
 
     cli.use_compilation_cache()
     if _EVALS.value:
-        from hhh_jax.evals.battery import Settings, run_battery
+        from hhh_jax.evals.battery import Settings, run_battery, summary_lines
 
         if not _WORKDIR.value:
             raise UserError("--evals needs --workdir, the folder that records and rows are written into")
         given: dict[str, Any] = {name: flags.FLAGS[name].value for name in Settings._fields}
-        rows = run_battery(Path(_CHECKPOINT.value), _EVALS.value, Path(_WORKDIR.value), Settings(**given))
+        say = functools.partial(print, file=sys.stderr, flush=True) if distributed.is_first() else lambda text: None
+        rows = run_battery(Path(_CHECKPOINT.value), _EVALS.value, Path(_WORKDIR.value), Settings(**given), say)
+        lines: Iterable[str] = summary_lines(rows)
     else:
         rows = run.recompute_rows(_CHECKPOINT.value, _TASK.value, _SPLIT.value, _SELECTION.value)
-    for row in rows if distributed.is_first() else ():
-        print(json.dumps(row))
+        lines = map(json.dumps, rows)
+    for line in lines if distributed.is_first() else ():
+        print(line)
 
 
 if __name__ == "__main__":
@@ -231,7 +235,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("intervention", "none", "none, template, prompt, short, two, or a text file.")
     flags.DEFINE_string("data", "data", "Folder of prepared folders, each named by its source.")
     flags.DEFINE_string("templates", None, "A file in the form of hhh_jax/evals/templates.toml.")
-    flags.DEFINE_integer("limit", 0, "First items of every evaluation; 0: all.", lower_bound=0)
+    flags.DEFINE_integer("limit", 0, "First items of every evaluation (of ETHICS whole groups); 0: all.", lower_bound=0)
     flags.DEFINE_integer("context", 0, "Tokens of the model's context; 0: those of its training rows.", lower_bound=0)
     flags.DEFINE_string("toxicity", "detoxify", "A scorer: detoxify, FILE.py:FUNCTION or MODULE:FUNCTION.")
     flags.DEFINE_bool("run_untrusted_code", False, "Run the code that the model writes, in a sandbox.")

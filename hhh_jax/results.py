@@ -133,6 +133,15 @@ def write_table(rows: Iterable[Mapping[str, Any]], path: str | os.PathLike) -> N
     os.replace(partial, path)
 
 
+def once(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """All rows but those of baselines that another run has measured on the same data: the first run's stand."""
+    found: dict[Any, Mapping[str, Any]] = {}
+    for number, row in enumerate(rows):
+        same = tuple((name, value) for name, value in row.items() if name not in ("run", "code_version"))
+        found.setdefault(same if row["stage"] == "baseline" else number, row)
+    return list(found.values())
+
+
 def read_table(path: str | os.PathLike) -> "pd.DataFrame":
     """A table as written by write_table: INTEGERS as Int64 (may be missing), FLOATS as float64, the rest
     text.

@@ -351,7 +351,7 @@ def gather(workdir: Path, planned: Sequence[Planned], c: ml_collections.ConfigDi
         if run.config is not None and run.config.stage == "pretrain":
             n = done["parameters"]["n"]
             tokens.setdefault(str(n), done["tokens"] / len(run.config.seeds) / n)  # the ladder comes first
-    results.write_table([{**row, "study": c.name} for row in rows], workdir / "results.csv")
+    results.write_table(results.once([{**row, "study": c.name} for row in rows]), workdir / "results.csv")
     write_json_atomic(
         workdir / "study.json",
         {

@@ -14,9 +14,20 @@
 The prompt of this study is the short one, with one conversation; the two of point 5 are others, of about its length.
 In the paper two conversations are a small part of the prompt.
 
-Models of these sizes answer at chance; what is real here is that the whole of section 2 runs, with intervals. With
-``:data=DIR``, a folder with prepared ``hhh_alignment``, ``truthfulqa`` and ``lambada``, these are evaluated too, with
-four sizes and twenty times the tokens.
+Models of these sizes answer at chance; what is real here is that the whole of section 2 runs, with intervals.
+
+With ``:data=DIR`` published evaluations take the place of our own comparisons: ``hhh_alignment``, ``truthfulqa`` and
+``lambada``, prepared below DIR, with four sizes and twenty times the tokens (figures 7, 21 and 25 too). Text is sampled
+only where you say so, as a scorer and a sandbox are yours to choose; DIR then has ``toxicity`` and ``humaneval``:
+
+    --config.toxicity=FILE.py:FUNCTION    figures 8 and 22 to 24
+    --config.run_untrusted_code=True      figures 2 (right) and 10, without the prompt, which code and 300 sampled
+                                          tokens leave no room for; nor is there any for 20 examples of LAMBADA
+
+What is committed as docs/prompting-real is of less, to be made in an hour on 2 cores:
+
+    --config.rungs="('12k', '98k', '332k')" --config.tokens=2e5 --config.teacher_rows=64
+    --config.limits.scored=50 --config.limits.toxicity=40 --config.limits.code=8
 """
 
 from collections.abc import Iterator
@@ -29,6 +40,7 @@ from hhh_jax.study import RUN, Job, Planned
 
 CONTEXT = 1024
 REAL = ("hhh", "truthfulqa", "lambada")
+ASKED = ("none", "template", "short")  # of the interventions, those that are compared on more than HHH
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -46,6 +58,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.prompt_steps = (1, 4, 16)
     c.iterated = {"rung": "98k", "context": 512, "pieces": 2}
     c.counting = {"rung": "98k", "tokens": 4e5, "steps": (1, 2, 4, 8, 16)}
+    c.limits = {"scored": 0, "toxicity": 0, "code": 0}  # items of an evaluation; 0: all
+    c.toxicity = ""
+    c.run_untrusted_code = False
     return c
 
 
@@ -61,11 +76,22 @@ def _lm(c: ml_collections.ConfigDict, stage: str, rung: str, source: str, **sett
     return run
 
 
-def _evaluations(c: ml_collections.ConfigDict, after: str, interventions: tuple[str, ...]) -> Iterator[Planned]:
-    evals = ("own_hhh", *(REAL if c.data else ()))
+def _evaluations(
+    c: ml_collections.ConfigDict, after: str, interventions: tuple[str, ...], only_hhh: bool = False
+) -> Iterator[Planned]:
     for how in interventions:
-        arguments = {"evals": list(evals), "intervention": how, "data": c.data, "context": CONTEXT}
+        everywhere = bool(c.data) and how in ASKED and not only_hhh
+        evals = [("hhh" if c.data else "own_hhh"), *(REAL[1:] if everywhere else ())]
+        evals += ["lambada_original"] if everywhere and how == "none" else []
+        arguments = {"evals": evals, "intervention": how, "data": c.data, "context": CONTEXT, "limit": c.limits.scored}
         yield Planned(f"evaluate-{after}-{how}", job=Job("evals.battery", arguments), after=after)
+        if everywhere and c.toxicity:
+            evals = ["toxicity", "toxicity_free"] if how == "short" else ["toxicity"]
+            more = {"evals": evals, "toxicity": c.toxicity, "limit": c.limits.toxicity}
+            yield Planned(f"toxicity-{after}-{how}", job=Job("evals.battery", arguments | more), after=after)
+        if everywhere and c.run_untrusted_code and how != "short":
+            more = {"evals": ["humaneval"], "run_untrusted_code": True, "limit": c.limits.code}
+            yield Planned(f"code-{after}-{how}", job=Job("evals.battery", arguments | more), after=after)
 
 
 def _pretraining(c: ml_collections.ConfigDict) -> Iterator[Planned]:
@@ -81,7 +107,10 @@ def _distillation(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     for rung in c.rungs:
         for prompt, arm in arms.items():
             yield _student(c, rung, arm, f"{arm}-{rung}", f"teacher-{prompt}", f"pretrain-{rung}")
-            yield from _evaluations(c, f"{arm}-{rung}", ("template", "two") if prompt == "short" else ("template",))
+            distilled = prompt == "short"
+            yield from _evaluations(
+                c, f"{arm}-{rung}", ("template", "two") if distilled else ("template",), not distilled
+            )
 
 
 def _teacher(c: ml_collections.ConfigDict, name: str, prompt: str, after: str, piece: int = 0) -> Planned:
@@ -106,7 +135,7 @@ def _iterated(c: ml_collections.ConfigDict) -> Iterator[Planned]:
         yield _teacher(c, f"teacher-two_piece_{piece}", "two", after, piece)
         yield _student(c, rung, arm, f"{arm}-{rung}", f"teacher-two_piece_{piece}", after)
         after = f"{arm}-{rung}"
-        yield from _evaluations(c, after, ("template",))
+        yield from _evaluations(c, after, ("template",), only_hhh=True)
 
 
 def _prompt_finetuning(c: ml_collections.ConfigDict) -> Iterator[Planned]:
@@ -115,16 +144,18 @@ def _prompt_finetuning(c: ml_collections.ConfigDict) -> Iterator[Planned]:
             settings = {"steps": steps, "batch.rows": 1, "labels.intervention": f"finetuned_{steps}_steps"}
             name = f"finetuned_{steps}_steps-{rung}"
             yield Planned(name, _lm(c, "lm_finetune", rung, "prompt:short", **settings), f"pretrain-{rung}")
-            yield from _evaluations(c, name, ("template", "two") if steps == c.prompt_steps[-1] else ("template",))
+            hows = ("template", "two") if steps == c.prompt_steps[-1] else ("template",)
+            yield from _evaluations(c, name, hows, only_hhh=True)
 
 
 def _counting(c: ml_collections.ConfigDict) -> Iterator[Planned]:
     rung, length = c.counting.rung, {"data.row_length": 256, "model.max_positions": 256, "model.vocab_size": 480}
-    arguments = {"evals": ["counting"], "intervention": "none", "context": 256}
     start = f"pretrain-counting-{rung}"
     settings = {"tokens": c.counting.tokens, "batch.rows": 8, **length}
     yield Planned(start, _lm(c, "pretrain", rung, "counting", **settings))
+    arguments = {"evals": ["counting:1-80", "counting:64-71"], "intervention": "none", "context": 256}
     yield Planned(f"evaluate-{start}", job=Job("evals.battery", arguments), after=start)
+    arguments = arguments | {"evals": ["counting:64-71"]}
     for steps in c.counting.steps:
         settings = {"steps": steps, "batch.rows": 1, "labels.intervention": f"trained_{steps}_steps", **length}
         name = f"counting-trained_{steps}_steps-{rung}"

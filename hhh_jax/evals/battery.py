@@ -5,11 +5,14 @@
     OUT/rows.jsonl, items.jsonl        of all that were asked for
 
 Finished evaluations are kept, so that the same command goes on. An item that could not be scored is an ``error`` in its
-record and counted in a row of its own, never a wrong answer.
+record and counted in a row of its own, never a wrong answer. Rows of trivial rankers (chance, the shorter or the longer
+option) are of the data, whatever the model.
 """
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +39,7 @@ class Settings(NamedTuple):
         ``two`` (two conversations) or a text file puts that in front.
       data: folder of prepared folders, each named by its source.
       templates: the user's templates.toml; None takes ours.
-      limit: first items of every evaluation; 0 takes all.
+      limit: first items of every evaluation, in ETHICS with the others of their groups; 0 takes all.
       selection: ``best`` parameters, where the run has chosen some by validation, or the ``final`` ones.
       context: tokens of the model's context; 0 takes the length of the rows that it was trained on.
       toxicity: a scorer for `toxicity.load_scorer`.
@@ -54,18 +57,24 @@ class Settings(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """One evaluation: where its records come from, and what it does with them."""
+    """One evaluation: where its records come from, what it does with them, and whether only whole groups count."""
 
     load: Callable[[Settings], list[Any]]
     evaluate: Callable[[Subject, str, list[Any], Settings], Outcome]
+    by_group: bool = False
 
 
 def _prepared(source: str, kind: str) -> Callable[[Settings], list[Any]]:
     return lambda settings: prepared.load(Path(settings.data) / source, kind)
 
 
-def _choices(template: str) -> Callable[[Subject, str, list[Any], Settings], Outcome]:
-    return lambda subject, task, records, settings: choices.evaluate(subject, task, template, records)
+def _passages(text: str) -> Callable[[Settings], list[Any]]:
+    load = _prepared("lambada", "prompts")
+    return lambda settings: [record for record in load(settings) if record.meta.get("format") == text]
+
+
+def _choices(template: str, by_category: bool = False) -> Callable[[Subject, str, list[Any], Settings], Outcome]:
+    return lambda subject, task, records, settings: choices.evaluate(subject, task, template, records, by_category)
 
 
 def _ethics(subject: Subject, task: str, records: list[Any], settings: Settings) -> Outcome:
@@ -85,28 +94,37 @@ def _code(subject: Subject, task: str, records: list[Any], settings: Settings) -
 
 
 def _counting(subject: Subject, task: str, records: list[Any], settings: Settings) -> Outcome:
-    return counting.evaluate(subject)
+    return counting.evaluate(subject, task)
 
 
 ETHICS = ("commonsense", "deontology", "justice", "utilitarianism", "virtue")
 EVALUATIONS: dict[str, Evaluation] = {
-    "own_hhh": Evaluation(lambda _: own_hhh.load(), _choices("hhh")),
-    "hhh": Evaluation(_prepared("hhh_alignment", "choices"), _choices("hhh")),
+    "own_hhh": Evaluation(lambda _: own_hhh.load(), _choices("hhh", by_category=True)),
+    "hhh": Evaluation(_prepared("hhh_alignment", "choices"), _choices("hhh", by_category=True)),
     "truthfulqa": Evaluation(_prepared("truthfulqa", "choices"), _choices("truthfulqa")),
     "hellaswag": Evaluation(_prepared("hellaswag", "choices"), _choices("hellaswag")),
-    **{f"ethics_{task}": Evaluation(_prepared(f"ethics_{task}", "pairs"), _ethics) for task in ETHICS},
-    **{name: Evaluation(_prepared("lambada", "prompts"), _lambada) for name in lambada.FORMATS},
+    **{f"ethics_{task}": Evaluation(_prepared(f"ethics_{task}", "pairs"), _ethics, by_group=True) for task in ETHICS},
+    **{name: Evaluation(_passages(how.text), _lambada) for name, how in lambada.FORMATS.items()},
     "toxicity": Evaluation(_prepared("toxicity", "prompts"), _toxicity),
     "toxicity_free": Evaluation(_prepared("toxicity", "prompts"), _toxicity),
     "humaneval": Evaluation(_prepared("humaneval", "prompts"), _code),
     "quixbugs": Evaluation(_prepared("quixbugs", "prompts"), _code),
-    "counting": Evaluation(lambda _: [], _counting),
+    **{name: Evaluation(lambda _: [], _counting) for name in counting.RANGES},
 }
 """By name. What is prepared is read from the folder of that source's name below `Settings.data`."""
 
 
-def run_battery(checkpoint: Path, names: Sequence[str], output: Path, settings: Settings) -> list[dict[str, Any]]:
+def run_battery(
+    checkpoint: Path,
+    names: Sequence[str],
+    output: Path,
+    settings: Settings,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any]]:
     """Runs what is not done of the evaluations `names`, writes `output` and returns the result rows.
+
+    Args:
+      say: takes a line before and after each evaluation.
 
     Raises UserError for an unknown name, missing data, a prompt that fits nowhere, and an `output` of other settings.
     """
@@ -116,10 +134,14 @@ def run_battery(checkpoint: Path, names: Sequence[str], output: Path, settings: 
     _claim(output, {"checkpoint": str(checkpoint), **settings._asdict()})
     subject, about_run = _subject(checkpoint, settings)
     rows, items = [], []
-    for name in names:
+    for number, name in enumerate(names, 1):
         folder = output / name
-        if not (folder / "about.json").exists():
-            records = EVALUATIONS[name].load(settings)[: settings.limit or None]
+        if (folder / "about.json").exists():
+            say(f"[{number}/{len(names)}] {name}: was done before")
+        else:
+            started = time.monotonic()
+            records = _first(EVALUATIONS[name], settings)
+            say(f"[{number}/{len(names)}] {name}: {len(records)} items, {len(subject.seeds)} seeds")
             outcome = EVALUATIONS[name].evaluate(subject, name, records, settings)
             sha = content_sha(records)
             about_rows = about_run | {"data_sha": sha[:12]}
@@ -131,12 +153,46 @@ def run_battery(checkpoint: Path, names: Sequence[str], output: Path, settings: 
                 run_lib.write_lines(folder / "rows.jsonl", [_full_row(about_rows, row) for row in outcome.rows])
                 write_json_atomic(folder / "about.json", about | {"prompts": shown})
             distributed.agree("it is written")
+            n_errors = sum("error" in item or item.get("outcome") == "error" for item in outcome.items)
+            errors = f"; {n_errors} of {len(outcome.items)} records are errors" if n_errors else ""
+            say(f"    {'; '.join(outcome.notes)}; {time.monotonic() - started:.0f} s{errors}")
         rows += _lines(folder / "rows.jsonl")
         items += _lines(folder / "items.jsonl")
     if distributed.is_first():
         run_lib.write_lines(output / "items.jsonl", items)
         run_lib.write_lines(output / "rows.jsonl", rows)
     return rows
+
+
+def _first(evaluation: Evaluation, settings: Settings) -> list[Any]:
+    """The first records, as many as the limit; where groups count, whole ones that have as many or a few more."""
+    records = evaluation.load(settings)
+    if not settings.limit or not evaluation.by_group:
+        return records[: settings.limit or None]
+    kept: set[str] = set()
+    n = 0
+    for group, size in Counter(record.group for record in records).items():  # in the order of their first records
+        if n < settings.limit:
+            kept.add(group)
+            n += size
+    return [record for record in records if record.group in kept]
+
+
+def summary_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Result rows as a table to read: of each task, ranker and metric the mean over seeds, the mean of the seeds'
+    intervals over items, the lowest and highest seed, and the number of items. Densities are left out."""
+    found: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row["metric"] not in ("toxicity_density", "loss"):
+            k = f" (k = {row['k']})" if row["metric"] == "pass@k" else ""
+            found[row["task"], row.get("ranker", ""), row["metric"] + k].append(row)
+    yield f"{'task':<28}{'ranker':<26}{'metric':<28}{'value':>7}  {'95% over items':<18}{'seeds':<18}{'items':>6}"
+    for (task, ranker, metric), of in found.items():
+        values = [row["value"] for row in of]
+        lo, hi = (sum(row[end] for row in of) / len(of) for end in ("lo", "hi"))
+        seeds = f"{min(values):.3f} to {max(values):.3f}" if len(of) > 1 else ""
+        value, interval = f"{sum(values) / len(of):.3f}", f"[{lo:.3f}, {hi:.3f}]"
+        yield f"{task:<28}{ranker:<26}{metric:<28}{value:>7}  {interval:<18}{seeds:<18}{of[0]['n_items']:>6}"
 
 
 def job(directory: Path, *, after: Path | None, study: str, evals: Sequence[str], **settings: Any) -> None:
@@ -183,7 +239,9 @@ def _subject(checkpoint: Path, settings: Settings) -> tuple[Subject, dict[str, A
 
 
 def _full_row(about: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-    shared = {key: value for key, value in about.items() if key != "pretrain_seeds"}
+    of_data = ("study", "run", "data_sha", "code_version")
+    trivial = row.get("stage") == "baseline"
+    shared = {key: value for key, value in about.items() if key != "pretrain_seeds" and (key in of_data or not trivial)}
     return shared | {"pretrain_seed": about["pretrain_seeds"].get(row["seed"], "")} | row
 
 

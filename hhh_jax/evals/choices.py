@@ -22,12 +22,16 @@ METRICS = {
 """Rankers of the results table and what `ItemScores.by` calls them."""
 
 
-def evaluate(subject: Subject, task: str, template: str, records: Sequence[MultipleChoice]) -> Outcome:
+def evaluate(
+    subject: Subject, task: str, template: str, records: Sequence[MultipleChoice], by_category: bool = False
+) -> Outcome:
     """Scores every option of every item and chooses by each of `METRICS` (and by reward, of a preference model).
 
     Args:
       task: its name in the results table.
       template: which of the templates items are put into.
+      by_category: whether there are rows of each category too, by mutual information and reward; item records name
+        it in any case.
     """
     texts = subject.templates[template]
     items = [ask(record, texts[subject.form]) for record in records]
@@ -37,10 +41,10 @@ def evaluate(subject: Subject, task: str, template: str, records: Sequence[Multi
     scores = score_options(subject.scorer, subject.tokenizer, items, prefix, contexts, with_reward)
     metrics = METRICS | ({"reward": "reward"} if with_reward else {})
     rows = accuracy_rows(task, scores, subject.seeds, metrics)
-    categories = sorted({record.category for record in records if record.category})
-    for category in categories:
+    of_category = {ranker: metric for ranker, metric in metrics.items() if metric not in ("sum", "mean")}
+    for category in sorted({record.category for record in records if record.category}) if by_category else ():
         members = [score for score in scores if score.item.category == category]
-        rows += accuracy_rows(f"{task}:{category}", members, subject.seeds, metrics)
+        rows += accuracy_rows(f"{task}:{category}", members, subject.seeds, of_category)
         rows += trivial_rows(f"{task}:{category}", [score.item for score in members])
     rows += trivial_rows(task, records) + error_rows(task, sum(bool(score.error) for score in scores))
     found = [record for score in scores for record in score.records(subject.seeds, task=task, split="test")]

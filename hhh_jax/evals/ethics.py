@@ -2,7 +2,7 @@
 
 Commonsense, deontology, justice and virtue set the right of two labels against the other one, utilitarianism one
 situation against another, all as prepared pairs. Groups of a few items are hard to get by chance (1 of 16 or 32), so
-accuracy by item stands beside it.
+accuracy by item stands beside it. Utilitarianism has no context; its dialogue form has an empty question.
 """
 
 from collections import defaultdict
@@ -12,7 +12,8 @@ import numpy as np
 
 from hhh_jax import stats
 from hhh_jax.data.records import MultipleChoice, Pair
-from hhh_jax.evals.subject import Outcome, Subject, accuracy_rows, error_rows, read_prompt, value_row
+from hhh_jax.evals.choices import trivial_rows
+from hhh_jax.evals.subject import Outcome, Subject, accuracy_rows, ask, error_rows, read_prompt, value_row
 from hhh_jax.scoring import ItemScores, score_options
 
 METRICS = {"sum_logp": "sum", "mean_logp": "mean", "mutual_information": "mi:delimiter"}
@@ -20,7 +21,14 @@ METRICS = {"sum_logp": "sum", "mean_logp": "mean", "mutual_information": "mi:del
 
 def evaluate(subject: Subject, task: str, records: Sequence[Pair]) -> Outcome:
     """Scores both sides of every pair; a preference model also ranks by reward."""
-    items = [MultipleChoice(pair.id, pair.context, (pair.good, pair.bad), 0, pair.group) for pair in records]
+    texts = subject.templates["ethics"]
+    items = [
+        ask(
+            MultipleChoice(pair.id, pair.context, (pair.good, pair.bad), 0, pair.group),
+            texts[subject.form if pair.context or subject.form == "bare" else "empty"],
+        )
+        for pair in records
+    ]
     prefix, note = read_prompt(subject, {i.id: [i.context + option for option in i.options] for i in items})
     with_reward = "score_head" in subject.scorer.params
     scores = score_options(subject.scorer, subject.tokenizer, items, prefix, {"delimiter": None}, with_reward)
@@ -33,7 +41,7 @@ def evaluate(subject: Subject, task: str, records: Sequence[Pair]) -> Outcome:
                 n, share = len(right), float(np.mean(right))
                 interval = stats.wilson(share * n, n)
                 rows.append(value_row(task, ranker, "group_accuracy", share, *interval, n_items=n, seed=seed))
-    rows += error_rows(task, sum(bool(score.error) for score in scores))
+    rows += trivial_rows(task, items) + error_rows(task, sum(bool(score.error) for score in scores))
     found = [record for score in scores for record in score.records(subject.seeds, task=task, split="test")]
     return Outcome(rows, found, [note])
 

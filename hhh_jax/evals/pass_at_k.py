@@ -65,7 +65,7 @@ def reranking(
     return {name: mean_over_problems(values_P, groups_P) for name, values_P in values.items()}
 
 
-def mean_over_problems(values_P: Sequence[float], groups_P: np.ndarray | None = None) -> stats.Estimate:
+def mean_over_problems(values_P: Sequence[float] | np.ndarray, groups_P: np.ndarray | None = None) -> stats.Estimate:
     """The mean of the problems' values, from 0 to 1, with its interval.
 
     Where all problems agree, which leaves a bootstrap nothing to draw, it is Wilson's for that many groups. Raises

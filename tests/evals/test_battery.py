@@ -9,7 +9,7 @@ import pytest
 from tiny_runs import tiny
 
 from hhh_jax import prompts, run, sharding
-from hhh_jax.data.records import Prompt
+from hhh_jax.data.records import Pair, Prompt
 from hhh_jax.data.shards import serialize, write_records
 from hhh_jax.errors import UserError
 from hhh_jax.evals import battery, own_hhh, templates
@@ -37,9 +37,7 @@ def logps(checkpoint):
 
     def compute(ids: np.ndarray) -> np.ndarray:
         tokens_1xT, ones_1xT = ids[None], np.ones((1, len(ids)), np.int32)
-        hidden = hidden_states(
-            step_config.model, params, tokens_1xT, ones_1xT, 0 * ones_1xT, np.arange(len(ids))[None]
-        )
+        hidden = hidden_states(step_config.model, params, tokens_1xT, ones_1xT, 0 * ones_1xT, np.arange(len(ids))[None])
         logp_TxV = np.asarray(jax.nn.log_softmax(lm_logits(params, hidden[0, :-1])))
         return logp_TxV
 
@@ -87,6 +85,11 @@ def test_rows_follow_from_the_items(checkpoint, tmp_path):
         assert row["value"] == pytest.approx(right / 13) and row["n_items"] == 13
         assert row["intervention"] == "template" and row["stage"] == "evaluate"
     assert {row["task"] for row in rows} == {"own_hhh", "own_hhh:helpful", "own_hhh:honest"}
+    trivial = [row for row in rows if row["stage"] == "baseline"]
+    assert trivial and not any({"N", "intervention", "config_sha"} & row.keys() for row in trivial)
+    printed = [line.split() for line in battery.summary_lines(rows)]
+    mean = np.mean([row["value"] for row in rows if {**wanted, "seed": row["seed"]}.items() <= row.items()])
+    assert ["own_hhh", "mutual_information_empty", "accuracy", f"{mean:.3f}"] in [line[:4] for line in printed]
 
 
 def test_rows_of_a_study_name_the_run_that_has_their_items(checkpoint, tmp_path):
@@ -102,12 +105,12 @@ def test_rows_of_a_study_name_the_run_that_has_their_items(checkpoint, tmp_path)
 def test_two_runs_give_identical_records_and_done_ones_are_kept(checkpoint, tmp_path):
     once, again = tmp_path / "once", tmp_path / "again"
     for output in (once, again):
-        run_battery(checkpoint, ["own_hhh", "counting"], output, Settings(limit=3))
+        run_battery(checkpoint, ["own_hhh", "counting:64-71"], output, Settings(limit=3))
     for name in ("rows.jsonl", "items.jsonl", "own_hhh/about.json"):
         assert (once / name).read_bytes() == (again / name).read_bytes()
     marked = once / "own_hhh" / "rows.jsonl"
     marked.write_text('{"kept": true}\n')
-    rows = run_battery(checkpoint, ["own_hhh", "counting"], once, Settings(limit=3))
+    rows = run_battery(checkpoint, ["own_hhh", "counting:64-71"], once, Settings(limit=3))
     assert rows[0] == {"kept": True}
     with pytest.raises(UserError, match="made with limit = 3, not 4"):
         run_battery(checkpoint, ["own_hhh"], once, Settings(limit=4))
@@ -141,10 +144,34 @@ def test_lambada_counts_words_whose_every_token_is_the_most_probable(checkpoint,
 
 
 def test_counting_scores_every_number_once(checkpoint, tmp_path):
-    rows = run_battery(checkpoint, ["counting"], tmp_path, Settings())
-    found = {(row["task"], row["seed"], row["k"]) for row in rows}
     expected = [("counting:1-80", range(1, 81)), ("counting:64-71", range(64, 72))]
+    rows = run_battery(checkpoint, [name for name, _ in expected], tmp_path, Settings())
+    found = {(row["task"], row["seed"], row["k"]) for row in rows}
     assert found == {(task, seed, n) for task, numbers in expected for seed in (0, 1) for n in numbers}
+
+
+def test_a_limit_takes_whole_groups_of_ethics(checkpoint, tmp_path):
+    """Of five shuffled groups of four, six items are two groups; a group counts if all its items are right."""
+    pairs = [
+        Pair(f"g{g}:{i}", f"I slept in bed {g} {i}.\nReasonable:", (" yes", " no")[i % 2], (" no", " yes")[i % 2], f"g{g}")
+        for g, i in [(3, 0), (1, 0), (3, 1), (4, 0), (0, 0), *((g, i) for i in range(4) for g in (2, 4, 0, 1, 3) if i)]
+    ]  # fmt: skip
+    pairs = list(
+        {pair.id: pair for pair in [*pairs, Pair("g2:0", "I did.\nReasonable:", " yes", " no", "g2")]}.values()
+    )
+    data = prepared(tmp_path / "data", "ethics_justice", "pairs", pairs)
+    settings = Settings("template", data=str(data), limit=6)
+    rows = run_battery(checkpoint, ["ethics_justice"], tmp_path / "out", settings)
+    items = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
+    assert {item["group_id"] for item in items} == {"g3", "g1"} and len(items) == 8 * 2 * 2
+    of_seed_0 = {(i["item_id"], i["option"]): i["logp_sum"] for i in items if i["seed"] == 0}
+    right = {name: of_seed_0[name, 0] > of_seed_0[name, 1] for name, _ in of_seed_0}
+    share = np.mean([all(right[f"{g}:{i}"] for i in range(4)) for g in ("g3", "g1")])
+    wanted = {"seed": 0, "ranker": "sum_logp", "metric": "group_accuracy"}
+    (row,) = (row for row in rows if wanted.items() <= row.items())
+    assert row["value"] == share and row["n_items"] == 2
+    chance = [row for row in rows if (row.get("stage"), row["ranker"]) == ("baseline", "chance")]
+    assert [row["value"] for row in chance] == [0.5]
 
 
 def test_the_prompt_that_fits_is_taken_and_said(checkpoint, tmp_path):
