@@ -241,9 +241,7 @@ def score_branches(
         sizes = [branched_tokens(len(context), map(len, options)) for context, options in joined]
         rows = batch_rows(scorer, length, sum(sizes))
     for batch, placement in option_batches(joined, length, scorer.pad_id, rows):
-        logps_GxRxT, rewards_GxRxT = jax.tree.map(
-            np.asarray, forward(scorer.params, prefix.cache, scorer.place(batch))
-        )
+        logps_GxRxT, rewards_GxRxT = jax.tree.map(np.asarray, forward(scorer.params, prefix.cache, scorer.place(batch)))
         scored_RxT, ends_RxT = placement.option_RxT >= 0, placement.end_RxT >= 0
         option_M = placement.option_RxT[scored_RxT]
         n_tokens_N += np.bincount(option_M, minlength=n_options)
@@ -388,8 +386,8 @@ def score_options(
             cut = len(context) + longest - room
             if cut > 0 and (too_long == "error" or longest + len(start) > room):
                 needed = len(prefix.tokens) + len(context) + longest
-                raise _CannotScoreError(f"{needed} tokens, and the model's context has {scorer.length}")
-        except _CannotScoreError as error:
+                raise CannotScoreError(f"{needed} tokens, and the model's context has {scorer.length}")
+        except CannotScoreError as error:
             result.error = str(error)
             continue
         result.truncated = max(cut, 0)
@@ -431,27 +429,33 @@ def score_options(
     return results
 
 
-class _CannotScoreError(Exception):
+class CannotScoreError(Exception):
     """Why an item has no scores."""
+
+
+def encode_whole(tokenizer: Tokenizer, text: str, where: str) -> np.ndarray:
+    """The ids of a text, int32 [T]. Raises CannotScoreError, by the name `where`, if they are not all of it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CannotScoreError(f"{where} is no Unicode text: {error.reason} at {error.start}") from error
+    tokens = tokenizer.encode(text)
+    back = tokenizer.decode(tokens)
+    if back != text:
+        at = next((j for j, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), len(back))
+        raise CannotScoreError(f"the tokenizer loses {text[at : at + 1]!r} of {where}")
+    return tokens
 
 
 def _tokenize(tokenizer: Tokenizer, item: MultipleChoice) -> tuple[np.ndarray, list[np.ndarray]]:
     if not item.options or not 0 <= item.label < len(item.options):
-        raise _CannotScoreError(f"label {item.label} of {len(item.options)} options")
+        raise CannotScoreError(f"label {item.label} of {len(item.options)} options")
     context = item.context.rstrip(" ")
     texts = [context, *(item.context[len(context) :] + option for option in item.options)]
     tokens = []
     for i, text in enumerate(texts):
         where = "the context" if i == 0 else f"option {i - 1}"
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise _CannotScoreError(f"{where} is no Unicode text: {error.reason} at {error.start}") from error
-        tokens.append(tokenizer.encode(text))
-        back = tokenizer.decode(tokens[-1])
-        if back != text:
-            at = next((j for j, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), len(back))
-            raise _CannotScoreError(f"the tokenizer loses {text[at : at + 1]!r} of {where}")
+        tokens.append(encode_whole(tokenizer, text, where))
         if i > 0 and not len(tokens[-1]):
-            raise _CannotScoreError(f"{where} is empty")
+            raise CannotScoreError(f"{where} is empty")
     return tokens[0], tokens[1:]

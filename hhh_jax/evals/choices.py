@@ -52,15 +52,20 @@ def evaluate(
 
 
 def trivial_rows(task: str, records: Sequence[MultipleChoice]) -> list[dict[str, Any]]:
-    """Chance, and choosing the option with the fewest or most bytes; several that are equally long share it."""
+    """Chance, and choosing the option with the fewest or most bytes; several that are equally long share it.
+
+    Records without a right option are left out; no rows if none is left.
+    """
     share: dict[str, list[float]] = {"chance": [], "shorter": [], "longer": []}
     for record in records:
-        sizes_N = np.array([len(option.encode()) for option in record.options])
+        if not 0 <= record.label < len(record.options):
+            continue
+        sizes_N = np.array([len(option.encode(errors="replace")) for option in record.options])
         share["chance"].append(1 / len(sizes_N))
         for ranker, best_N in (("shorter", sizes_N == sizes_N.min()), ("longer", sizes_N == sizes_N.max())):
             share[ranker].append(float(best_N[record.label] / best_N.sum()))
     rows = []
-    for ranker, values in share.items():
+    for ranker, values in share.items() if share["chance"] else ():
         interval = stats.wilson(sum(values), len(values))
         row = value_row(task, ranker, "accuracy", float(np.mean(values)), *interval, n_items=len(values), seed="")
         rows.append(row | {"objective": "baseline", "stage": "baseline"})

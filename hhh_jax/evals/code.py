@@ -22,10 +22,9 @@ from hhh_jax.data.records import Prompt
 from hhh_jax.errors import UserError
 from hhh_jax.evals.pass_at_k import mean_over_problems, pass_at_k
 from hhh_jax.evals.sandbox import Limits, Program, run_many
-from hhh_jax.evals.subject import Outcome, Subject, error_rows, one_seed, read_prompt
+from hhh_jax.evals.subject import Outcome, Subject, askable, error_rows, one_seed, read_prompt
 from hhh_jax.prompts import STOP_STRINGS
 from hhh_jax.sample import Decoding, sample
-from hhh_jax.sample import Prompt as SamplePrompt
 
 SAMPLES, MAX_TOKENS, TEMPERATURE, TOP_P = 10, 300, 0.6, 0.95
 """The paper's sampling (B.2); as many samples as pass@10 needs, of at most so many tokens."""
@@ -44,19 +43,24 @@ def evaluate(subject: Subject, task: str, records: Sequence[Prompt], allow_untru
     prefix, note = read_prompt(subject, {name: [text] for name, text in texts.items()}, MAX_TOKENS)
     stop = (*STOP, *(STOP_STRINGS if subject.form == "dialogue" else ()))
     decoding = Decoding(n=SAMPLES, max_new_tokens=MAX_TOKENS, temperature=TEMPERATURE, top_p=TOP_P, stop=stop)
-    ready = [SamplePrompt(name, subject.tokenizer.encode(text)) for name, text in texts.items()]
+    ready, _, errors = askable(subject, texts, prefix, MAX_TOKENS)
+    asked = [record for record in records if record.id not in errors]
     rows, items = [], []
     for g, seed in enumerate(subject.seeds):
         model, own_prefix = one_seed(subject.scorer, prefix, g)
         samples = sample(model, subject.tokenizer, ready, decoding, own_prefix)
         completions = [[one.text for one in of_problem] for of_problem in samples]
-        scored = score_completions(records, completions, allow_untrusted=allow_untrusted, stop=stop)
+        scored = score_completions(asked, completions, allow_untrusted=allow_untrusted, stop=stop)
         rows += [{"task": task, "split": "test", "curve": "separate", "seed": seed, **row} for row in pass_rows(scored)]
         said = [text for of_problem in completions for text in of_problem]
         about = {"task": task, "split": "test", "seed": seed}
         items += [about | item | {"said": text} for item, text in zip(scored, said, strict=True)]
         rows += error_rows(task, sum(item["outcome"] == "error" for item in scored))
-    return Outcome(rows, items, [note])
+        items += [
+            about | {"item_id": record.id, "group_id": record.group, "error": errors[record.id]}
+            for record in records if record.id in errors
+        ]  # fmt: skip
+    return Outcome(rows + error_rows(task, len(errors)), items, [note])
 
 
 def truncate(completion: str, stop: Sequence[str] = STOP) -> str:

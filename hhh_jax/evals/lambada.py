@@ -20,9 +20,8 @@ import numpy as np
 from hhh_jax import stats
 from hhh_jax.data.records import Prompt
 from hhh_jax.errors import UserError
-from hhh_jax.evals.subject import Outcome, Subject, error_rows, one_seed, read_prompt, value_row
+from hhh_jax.evals.subject import Outcome, Subject, askable, error_rows, one_seed, read_prompt, value_row
 from hhh_jax.sample import Decoding, sample
-from hhh_jax.sample import Prompt as SamplePrompt
 
 SHOTS = 20
 
@@ -62,28 +61,20 @@ def evaluate(subject: Subject, task: str, records: Sequence[Prompt]) -> Outcome:
     targets = {record.id: f" {record.meta['target']}" for record in asked}
     wholes = {name: [text + targets[name]] for name, text in contexts.items()}
     prefix, note = read_prompt(subject, wholes, before=f"\n\n{shots}" if shots else "")
-    ids = list(contexts)
-    tokens = dict(zip(ids, subject.tokenizer.encode_batch(list(contexts.values())), strict=True))
-    words = dict(zip(ids, subject.tokenizer.encode_batch([targets[name] for name in ids]), strict=True))
-    room = subject.scorer.length - len(prefix.tokens)
-    errors = {
-        name: f"{len(prefix.tokens) + len(tokens[name]) + len(words[name])} tokens exceed the model's context of "
-        f"{subject.scorer.length}"
-        for name in ids if len(tokens[name]) + len(words[name]) > room
-    }  # fmt: skip
-    fitting = [name for name in ids if name not in errors]
-    limits = [len(words[name]) for name in fitting]
+    ready, words, errors = askable(subject, contexts, prefix, answers=targets)
+    limits = list(map(len, words.values()))
     rows, items = [], []
     for g, seed in enumerate(subject.seeds):
         scorer, own_prefix = one_seed(subject.scorer, prefix, g)
         decoding = Decoding(max_new_tokens=max(limits, default=1), temperature=0)
-        ready = [SamplePrompt(name, tokens[name]) for name in fitting]
         said = sample(scorer, subject.tokenizer, ready, decoding, own_prefix, limits)
-        right = {n: np.array_equal(samples[0].tokens, words[n]) for n, samples in zip(fitting, said, strict=True)}
-        text = {n: samples[0].text for n, samples in zip(fitting, said, strict=True)}
-        for name in ids:
+        found = {prompt.id: samples[0] for prompt, samples in zip(ready, said, strict=True)}
+        right = {name: np.array_equal(one.tokens, words[name]) for name, one in found.items()}
+        for name in contexts:
             about = {"task": task, "split": "test", "seed": seed, "item_id": name, "group_id": name}
-            outcome = {"error": errors[name]} if name in errors else {"said": text[name], "correct": int(right[name])}
+            outcome = {"error": errors[name]} if name in errors else {}
+            if name in found:
+                outcome = {"said": found[name].text, "correct": int(right[name])}
             items.append(about | outcome)
         if right:
             correct, n = sum(right.values()), len(right)

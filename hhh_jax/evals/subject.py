@@ -6,13 +6,23 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from hhh_jax import prompts, stats
 from hhh_jax.data.records import MultipleChoice
 from hhh_jax.data.tokenizer import Tokenizer
 from hhh_jax.evals.templates import Templates
 from hhh_jax.prompts import DialoguePrompt
-from hhh_jax.scoring import NO_PREFIX, ItemScores, Prefix, Scorer, compute_prefix
+from hhh_jax.sample import Prompt as SamplePrompt
+from hhh_jax.scoring import (
+    NO_PREFIX,
+    CannotScoreError,
+    ItemScores,
+    Prefix,
+    Scorer,
+    compute_prefix,
+    encode_whole,
+)
 
 FITTING = 0.8
 """Share of the items that have to fit in the model's context behind a prompt."""
@@ -70,7 +80,7 @@ def read_prompt(
     if not subject.prompts:
         tokens = encode(before)
         return (compute_prefix(subject.scorer, tokens), "no prompt") if len(tokens) else (NO_PREFIX, "no prompt")
-    flat = [(name, text) for name, some in texts.items() for text in some]
+    flat = [(name, text.encode(errors="replace").decode()) for name, some in texts.items() for text in some]
     sizes = [len(tokens) for tokens in subject.tokenizer.encode_batch([text for _, text in flat])]
     needed: dict[str, int] = {}
     for (name, _), size in zip(flat, sizes, strict=True):
@@ -85,6 +95,33 @@ def read_prompt(
     left_out = sum(size + len(prefix) > subject.scorer.length for size in needed.values())
     more = f"; {left_out} of {len(needed)} items exceed the context with it and are errors" if left_out else ""
     return compute_prefix(subject.scorer, prefix), note + more
+
+
+def askable(
+    subject: Subject, texts: dict[str, str], prefix: Prefix, more_tokens: int = 0, answers: dict[str, str] | None = None
+) -> tuple[list[SamplePrompt], dict[str, np.ndarray], dict[str, str]]:
+    """The texts, by id, as prompts to sample after, the tokens of the answers to them, and why others can't be asked.
+
+    Args:
+      more_tokens: how many will be sampled, with the prefix and the text in the model's context.
+      answers: of each text, what has to fit instead; none if not given.
+    """
+    ready, expected, errors = [], {}, {}
+    for name, text in texts.items():
+        try:
+            tokens = encode_whole(subject.tokenizer, text, "the text")
+            answer = encode_whole(subject.tokenizer, (answers or {}).get(name, ""), "the answer")
+            needed = len(prefix.tokens) + len(tokens) + len(answer) + more_tokens
+            if needed > subject.scorer.length:
+                raise CannotScoreError(f"{needed} tokens exceed the model's context of {subject.scorer.length}")
+            if not needed - more_tokens:
+                raise CannotScoreError("the text is empty, and nothing stands before it")
+        except CannotScoreError as error:
+            errors[name] = str(error)
+        else:
+            ready.append(SamplePrompt(name, tokens))
+            expected[name] = answer
+    return ready, expected, errors
 
 
 def one_seed(scorer: Scorer, prefix: Prefix, number: int) -> tuple[Scorer, Prefix]:

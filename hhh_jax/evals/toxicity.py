@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,10 +20,9 @@ from hhh_jax import stats
 from hhh_jax.data.records import Prompt
 from hhh_jax.errors import UserError
 from hhh_jax.evals.pass_at_k import mean_over_problems
-from hhh_jax.evals.subject import Outcome, Subject, one_seed, read_prompt, value_row
+from hhh_jax.evals.subject import Outcome, Subject, askable, error_rows, one_seed, read_prompt, value_row
 from hhh_jax.prompts import FORBIDDEN
 from hhh_jax.sample import Decoding, sample
-from hhh_jax.sample import Prompt as SamplePrompt
 
 SAMPLES, MAX_TOKENS, TEMPERATURE, TOP_P = 25, 20, 1.0, 0.9
 PROMPTS = 1000
@@ -121,30 +120,37 @@ def evaluate(subject: Subject, task: str, records: Sequence[Prompt], scorer: Sco
     decoding = Decoding(
         n=SAMPLES, max_new_tokens=MAX_TOKENS, temperature=TEMPERATURE, top_p=TOP_P, forbidden=forbidden, seed=seed
     )
-    ready = [SamplePrompt(name, subject.tokenizer.encode(text)) for name, text in texts.items()]
-    of_kind_P = {kind: np.array([record.meta["category"] == kind for record in chosen]) for kind in KINDS}
+    ready, _, errors = askable(subject, texts, prefix, MAX_TOKENS)
+    asked = [record for record in chosen if record.id not in errors]
+    of_kind_P = {kind: np.array([record.meta["category"] == kind for record in asked]) for kind in KINDS}
+    kinds = [kind for kind in KINDS if of_kind_P[kind].sum() > 1]  # one prompt has no interval
     rows, items, of_seeds = [], [], []
     for g, number in enumerate(subject.seeds):
         model, own_prefix = one_seed(subject.scorer, prefix, g)
         samples = sample(model, subject.tokenizer, ready, decoding, own_prefix)
         scores_N = judge(scorer, [one.text for of_prompt in samples for one in of_prompt])
-        scores_PxN = scores_N.reshape(len(chosen), SAMPLES)
+        scores_PxN = scores_N.reshape(len(asked), SAMPLES)
         of_seeds.append(scores_PxN)
-        for kind in KINDS:
+        for kind in kinds:
             for name, estimate in measures(scores_PxN[of_kind_P[kind]]):
                 value, lo, hi, n_items = estimate[:4]
                 rows.append(value_row(f"{task}:{kind}", "", name, value, lo, hi, n_items=n_items, seed=number))
-        for record, of_prompt, scores_n in zip(chosen, samples, scores_PxN, strict=True):
-            about = {"task": task, "split": "test", "seed": number, "item_id": record.id, "group_id": record.group}
-            about["category"] = record.meta["category"]
+        for record, of_prompt, scores_n in zip(asked, samples, scores_PxN, strict=True):
+            about = _about(task, number, record)
             for i, (one, score) in enumerate(zip(of_prompt, scores_n, strict=True)):
                 items.append(about | {"sample": i, "toxicity": float(score), "said": one.text})
+        items += [_about(task, number, r) | {"error": errors[r.id]} for r in chosen if r.id in errors]
     scores_GxPxN = np.stack(of_seeds)
-    for kind in KINDS:
+    for kind in kinds:
         for place, (value, lo, hi, n_items, *_) in density(scores_GxPxN[:, of_kind_P[kind]]):
             row = value_row(f"{task}:{kind}", "", "toxicity_density", value, lo, hi, n_items=n_items, seed="")
             rows.append(row | {"k": place})
-    return Outcome(rows, items, [note])
+    return Outcome(rows + error_rows(task, len(errors)), items, [note])
+
+
+def _about(task: str, seed: int, record: Prompt) -> dict[str, Any]:
+    about = {"task": task, "split": "test", "seed": seed, "item_id": record.id, "group_id": record.group}
+    return about | {"category": record.meta["category"]}
 
 
 def load_scorer(name: str) -> Scorer:

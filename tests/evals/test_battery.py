@@ -9,7 +9,7 @@ import pytest
 from tiny_runs import tiny
 
 from hhh_jax import prompts, run, sharding
-from hhh_jax.data.records import Pair, Prompt
+from hhh_jax.data.records import MultipleChoice, Pair, Prompt
 from hhh_jax.data.shards import serialize, write_records
 from hhh_jax.errors import UserError
 from hhh_jax.evals import battery, own_hhh, templates
@@ -98,7 +98,8 @@ def test_rows_of_a_study_name_the_run_that_has_their_items(checkpoint, tmp_path)
     directory.mkdir()
     battery.job(directory, after=checkpoint, study="s", evals=["own_hhh"], intervention="two", limit=3)
     rows = [json.loads(line) for line in (directory / "rows.jsonl").read_text().splitlines()]
-    assert {(row["run"], row["intervention"]) for row in rows} == {("evaluate-pretrain-two", "two")}
+    found = {(row["run"], row.get("intervention", row["ranker"])) for row in rows}
+    assert found == {("evaluate-pretrain-two", name) for name in ("two", "chance", "shorter", "longer")}
     assert json.loads((directory / "own_hhh" / "about.json").read_text())["notes"][0].startswith("prompt two (")
 
 
@@ -143,6 +144,43 @@ def test_lambada_counts_words_whose_every_token_is_the_most_probable(checkpoint,
     assert errors["value"] == 1
 
 
+def test_what_cannot_be_asked_is_an_error_and_not_a_wrong_answer(checkpoint, tmp_path, monkeypatch):
+    """A broken item and over-long ones, in each kind of evaluation; the others are counted alone."""
+    monkeypatch.setattr("hhh_jax.evals.toxicity.SAMPLES", 2)
+    long = "word " * CONTEXT
+    options = (" yes", " certainly not")
+    items = [MultipleChoice(f"q{i}", f"Is {i} even?", options, i % 2, f"q{i}") for i in range(4)]
+    items += [MultipleChoice("label", "?", options, 7, "label"), MultipleChoice("none", "?", (), 0, "none")]
+    items += [MultipleChoice("long", long, options, 0, "long")]
+    kinds = ("toxic", "nontoxic")
+    prompts = [Prompt(f"{kind}{i}", f"The {i}", kind, {"category": kind}) for kind in kinds for i in range(5)]
+    prompts += [Prompt(f"{kind} long", long, kind, {"category": kind}) for kind in kinds]
+    problem = {"entry_point": "one", "tests": "def check(f):\n    assert f() == 1\n"}
+    problems = [Prompt("one", "def one():\n", "one", problem), Prompt("long", long, "long", problem)]
+    prepared(tmp_path / "data", "truthfulqa", "choices", items)
+    prepared(tmp_path / "data", "toxicity", "prompts", prompts)
+    prepared(tmp_path / "data", "humaneval", "prompts", problems)
+    scorer = tmp_path / "half.py"
+    scorer.write_text("def half(texts):\n    return [0.5] * len(texts)\n")
+    settings = Settings(data=str(tmp_path / "data"), toxicity=f"{scorer}:half", run_untrusted_code=True)
+    rows = run_battery(checkpoint, ["truthfulqa", "toxicity", "humaneval"], tmp_path / "out", settings)
+    found = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
+    failed = {(item["task"], item["item_id"]): item["error"] for item in found if "error" in item}
+    too_long = "exceed the model's context of 1024"
+    assert {name: reason.partition(" ")[2] if "tokens" in reason else reason for name, reason in failed.items()} == {
+        ("truthfulqa", "label"): "label 7 of 2 options", ("truthfulqa", "none"): "label 0 of 0 options",
+        ("truthfulqa", "long"): "tokens, and the model's context has 1024",
+        **{("toxicity", f"{kind} long"): f"tokens {too_long}" for kind in kinds},
+        ("humaneval", "long"): f"tokens {too_long}",
+    }  # fmt: skip
+    errors = {row["task"]: row["value"] for row in rows if row["metric"] == "errors"}
+    assert errors == {"truthfulqa": 3, "toxicity": 2, "humaneval": 1}
+    of_model = [row for row in rows if row["seed"] == 0]
+    n_items = {row["task"]: row["n_items"] for row in of_model}
+    assert n_items == {"truthfulqa": 4, "toxicity:toxic": 5, "toxicity:nontoxic": 5, "humaneval": 1}
+    assert {row["n_items"] for row in rows if row["task"] == "truthfulqa" and row["stage"] == "baseline"} == {5}
+
+
 def test_counting_scores_every_number_once(checkpoint, tmp_path):
     expected = [("counting:1-80", range(1, 81)), ("counting:64-71", range(64, 72))]
     rows = run_battery(checkpoint, [name for name, _ in expected], tmp_path, Settings())
@@ -151,14 +189,12 @@ def test_counting_scores_every_number_once(checkpoint, tmp_path):
 
 
 def test_a_limit_takes_whole_groups_of_ethics(checkpoint, tmp_path):
-    """Of five shuffled groups of four, six items are two groups; a group counts if all its items are right."""
+    """Of groups of four that come mixed, six items are the two first; a group counts if all its items are right."""
+    labels = (" yes", " no")
     pairs = [
-        Pair(f"g{g}:{i}", f"I slept in bed {g} {i}.\nReasonable:", (" yes", " no")[i % 2], (" no", " yes")[i % 2], f"g{g}")
-        for g, i in [(3, 0), (1, 0), (3, 1), (4, 0), (0, 0), *((g, i) for i in range(4) for g in (2, 4, 0, 1, 3) if i)]
+        Pair(f"g{g}:{i}", f"I slept in bed {g} {i}.\nReasonable:", labels[i % 2], labels[1 - i % 2], f"g{g}")
+        for i in range(4) for g in (3, 1, 4, 0, 2)
     ]  # fmt: skip
-    pairs = list(
-        {pair.id: pair for pair in [*pairs, Pair("g2:0", "I did.\nReasonable:", " yes", " no", "g2")]}.values()
-    )
     data = prepared(tmp_path / "data", "ethics_justice", "pairs", pairs)
     settings = Settings("template", data=str(data), limit=6)
     rows = run_battery(checkpoint, ["ethics_justice"], tmp_path / "out", settings)

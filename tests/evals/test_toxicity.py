@@ -31,7 +31,7 @@ def test_the_density_is_scipys():
     assert np.trapezoid(values, at) == pytest.approx(1, abs=1e-3)  # an area of 1 in factors of 10
     peak = found[int(values.argmax())][1]
     assert peak.lo < peak.value < peak.hi and (peak.n_items, peak.n_seeds) == (20, 2)
-    assert all(0 <= estimate.lo for _, estimate in found)
+    assert all(estimate.lo >= 0 for _, estimate in found)
 
 
 def test_scores_of_zero_have_a_density():
@@ -46,7 +46,7 @@ def test_half_of_the_prompts_are_toxic():
     assert [p.meta["category"] for p in chosen] == ["toxic"] * 7 + ["nontoxic"] * 7
     assert chosen == toxicity.choose_prompts(prompts[::-1], seed=0, count=20)
     assert chosen != toxicity.choose_prompts(prompts, seed=1, count=20)
-    with pytest.raises(UserError, match="1 of 31 prompts are of category toxic.* a higher --limit"):
+    with pytest.raises(UserError, match=r"1 of 31 prompts are of category toxic.* a higher --limit"):
         toxicity.choose_prompts(prompts[6:], seed=0)
 
 
