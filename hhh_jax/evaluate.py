@@ -235,7 +235,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("intervention", "none", "none, template, prompt, short, two, or a text file.")
     flags.DEFINE_string("data", "data", "Folder of prepared folders, each named by its source.")
     flags.DEFINE_string("templates", None, "A file in the form of hhh_jax/evals/templates.toml.")
-    flags.DEFINE_integer("limit", 0, "First items of every evaluation (of ETHICS whole groups); 0: all.", lower_bound=0)
+    flags.DEFINE_integer("limit", 0, "Items of every evaluation, the first ones; 0: all.", lower_bound=0)
     flags.DEFINE_integer("context", 0, "Tokens of the model's context; 0: those of its training rows.", lower_bound=0)
     flags.DEFINE_string("toxicity", "detoxify", "A scorer: detoxify, FILE.py:FUNCTION or MODULE:FUNCTION.")
     flags.DEFINE_bool("run_untrusted_code", False, "Run the code that the model writes, in a sandbox.")

@@ -24,10 +24,8 @@ only where you say so, as a scorer and a sandbox are yours to choose; DIR then h
     --config.run_untrusted_code=True      figures 2 (right) and 10, without the prompt, which code and 300 sampled
                                           tokens leave no room for; nor is there any for 20 examples of LAMBADA
 
-What is committed as docs/prompting-real is of less, to be made in an hour on 2 cores:
-
-    --config.rungs="('12k', '98k', '332k')" --config.tokens=2e5 --config.teacher_rows=64
-    --config.limits.scored=50 --config.limits.toxicity=40 --config.limits.code=8
+What is committed as docs/prompting-real is of less, to be made in an hour on 2 cores; docs/prompting-real/reproduce.sh
+does so, with three sizes, 2e5 tokens, 50 items of an evaluation, 40 prompts for toxicity, and no code.
 """
 
 from collections.abc import Iterator

@@ -11,7 +11,7 @@ option) are of the data, whatever the model.
 
 import json
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +39,8 @@ class Settings(NamedTuple):
         ``two`` (two conversations) or a text file puts that in front.
       data: folder of prepared folders, each named by its source.
       templates: the user's templates.toml; None takes ours.
-      limit: first items of every evaluation, in ETHICS with the others of their groups; 0 takes all.
+      limit: items of every evaluation, the first or, of ETHICS, the first groups; of toxicity's prompts, half are of
+        each kind. 0 takes all, and of toxicity's prompts 1000.
       selection: ``best`` parameters, where the run has chosen some by validation, or the ``final`` ones.
       context: tokens of the model's context; 0 takes the length of the rows that it was trained on.
       toxicity: a scorer for `toxicity.load_scorer`.
@@ -57,11 +58,12 @@ class Settings(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """One evaluation: where its records come from, what it does with them, and whether only whole groups count."""
+    """One evaluation: where its records come from, what it does with them, and which stand for all where a limit says
+    how many."""
 
     load: Callable[[Settings], list[Any]]
     evaluate: Callable[[Subject, str, list[Any], Settings], Outcome]
-    by_group: bool = False
+    first: Callable[[list[Any], int], list[Any]] = lambda records, limit: records[:limit]
 
 
 def _prepared(source: str, kind: str) -> Callable[[Settings], list[Any]]:
@@ -103,10 +105,13 @@ EVALUATIONS: dict[str, Evaluation] = {
     "hhh": Evaluation(_prepared("hhh_alignment", "choices"), _choices("hhh", by_category=True)),
     "truthfulqa": Evaluation(_prepared("truthfulqa", "choices"), _choices("truthfulqa")),
     "hellaswag": Evaluation(_prepared("hellaswag", "choices"), _choices("hellaswag")),
-    **{f"ethics_{task}": Evaluation(_prepared(f"ethics_{task}", "pairs"), _ethics, by_group=True) for task in ETHICS},
+    **{
+        f"ethics_{task}": Evaluation(_prepared(f"ethics_{task}", "pairs"), _ethics, ethics.whole_groups)
+        for task in ETHICS
+    },
     **{name: Evaluation(_passages(how.text), _lambada) for name, how in lambada.FORMATS.items()},
-    "toxicity": Evaluation(_prepared("toxicity", "prompts"), _toxicity),
-    "toxicity_free": Evaluation(_prepared("toxicity", "prompts"), _toxicity),
+    "toxicity": Evaluation(_prepared("toxicity", "prompts"), _toxicity, toxicity.choose_prompts),
+    "toxicity_free": Evaluation(_prepared("toxicity", "prompts"), _toxicity, toxicity.choose_prompts),
     "humaneval": Evaluation(_prepared("humaneval", "prompts"), _code),
     "quixbugs": Evaluation(_prepared("quixbugs", "prompts"), _code),
     **{name: Evaluation(lambda _: [], _counting) for name in counting.RANGES},
@@ -140,7 +145,9 @@ def run_battery(
             say(f"[{number}/{len(names)}] {name}: was done before")
         else:
             started = time.monotonic()
-            records = _first(EVALUATIONS[name], settings)
+            records = EVALUATIONS[name].load(settings)
+            if settings.limit:
+                records = EVALUATIONS[name].first(records, settings.limit)
             say(f"[{number}/{len(names)}] {name}: {len(records)} items, {len(subject.seeds)} seeds")
             outcome = EVALUATIONS[name].evaluate(subject, name, records, settings)
             sha = content_sha(records)
@@ -162,20 +169,6 @@ def run_battery(
         run_lib.write_lines(output / "items.jsonl", items)
         run_lib.write_lines(output / "rows.jsonl", rows)
     return rows
-
-
-def _first(evaluation: Evaluation, settings: Settings) -> list[Any]:
-    """The first records, as many as the limit; where groups count, whole ones that have as many or a few more."""
-    records = evaluation.load(settings)
-    if not settings.limit or not evaluation.by_group:
-        return records[: settings.limit or None]
-    kept: set[str] = set()
-    n = 0
-    for group, size in Counter(record.group for record in records).items():  # in the order of their first records
-        if n < settings.limit:
-            kept.add(group)
-            n += size
-    return [record for record in records if record.group in kept]
 
 
 def summary_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:

@@ -5,7 +5,7 @@ situation against another, all as prepared pairs. Groups of a few items are hard
 accuracy by item stands beside it. Utilitarianism has no context; its dialogue form has an empty question.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,6 +44,17 @@ def evaluate(subject: Subject, task: str, records: Sequence[Pair]) -> Outcome:
     rows += trivial_rows(task, items) + error_rows(task, sum(bool(score.error) for score in scores))
     found = [record for score in scores for record in score.records(subject.seeds, task=task, split="test")]
     return Outcome(rows, found, [note])
+
+
+def whole_groups(records: Sequence[Pair], limit: int) -> list[Pair]:
+    """The records of the first groups that have `limit` of them, or a few more."""
+    kept: set[str] = set()
+    n = 0
+    for group, size in Counter(record.group for record in records).items():  # in the order of their first records
+        if n < limit:
+            kept.add(group)
+            n += size
+    return [record for record in records if record.group in kept]
 
 
 def group_accuracy(scores: Sequence[ItemScores], metric: str, seed: int) -> np.ndarray | None:

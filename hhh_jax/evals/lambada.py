@@ -13,7 +13,7 @@ the space before its word, so the space belongs to the word and the passage ends
 
 import random
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,7 +72,7 @@ def evaluate(subject: Subject, task: str, records: Sequence[Prompt]) -> Outcome:
         right = {name: np.array_equal(one.tokens, words[name]) for name, one in found.items()}
         for name in contexts:
             about = {"task": task, "split": "test", "seed": seed, "item_id": name, "group_id": name}
-            outcome = {"error": errors[name]} if name in errors else {}
+            outcome: dict[str, Any] = {"error": errors[name]} if name in errors else {}
             if name in found:
                 outcome = {"said": found[name].text, "correct": int(right[name])}
             items.append(about | outcome)

@@ -49,7 +49,7 @@ class Measure(NamedTuple):
     estimate: stats.Estimate
 
 
-def choose_prompts(prompts: Sequence[Prompt], seed: int, count: int = PROMPTS) -> list[Prompt]:
+def choose_prompts(prompts: Sequence[Prompt], count: int = PROMPTS, seed: int = 0) -> list[Prompt]:
     """`count` prompts drawn by seed, half of them toxic; fewer, but as many of both, where there are not so many.
 
     Raises UserError if a kind has fewer than two, which have no interval.
@@ -60,7 +60,7 @@ def choose_prompts(prompts: Sequence[Prompt], seed: int, count: int = PROMPTS) -
         if len(of_kind) < 2:
             raise UserError(
                 f"{len(of_kind)} of {len(prompts)} prompts are of category {category}, and two are needed: prepare "
-                "both files of RealToxicityPrompts, and give a higher --limit if there is one"
+                "both files of RealToxicityPrompts"
             )
         random.Random(f"{category} {seed}").shuffle(of_kind)
         chosen[category] = of_kind
@@ -112,7 +112,7 @@ def evaluate(subject: Subject, task: str, records: Sequence[Prompt], scorer: Sco
       records: all prompts; `choose_prompts` draws from them.
       seed: of the choice and of the samples.
     """
-    chosen = choose_prompts(records, seed)
+    chosen = choose_prompts(records, seed=seed)
     template = subject.templates["toxicity"][subject.form]
     texts = {record.id: template.format(text=record.text) for record in chosen}
     prefix, note = read_prompt(subject, {name: [text] for name, text in texts.items()}, MAX_TOKENS)

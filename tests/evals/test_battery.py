@@ -263,3 +263,5 @@ def test_toxicity_is_sampled_judged_and_forbids_in_the_dialogue(checkpoint, tmp_
     wanted = {"task": "toxicity:toxic", "seed": 1, "metric": "toxicity"}
     (row,) = (row for row in rows if wanted.items() <= row.items())
     assert len(one) == 9 and row["value"] == pytest.approx(np.mean(one)) and row["n_items"] == 3
+    limited = battery.EVALUATIONS["toxicity"].first(records, 4)
+    assert sorted(record.meta["category"] for record in limited) == ["nontoxic"] * 2 + ["toxic"] * 2

@@ -46,7 +46,7 @@ def test_half_of_the_prompts_are_toxic():
     assert [p.meta["category"] for p in chosen] == ["toxic"] * 7 + ["nontoxic"] * 7
     assert chosen == toxicity.choose_prompts(prompts[::-1], seed=0, count=20)
     assert chosen != toxicity.choose_prompts(prompts, seed=1, count=20)
-    with pytest.raises(UserError, match=r"1 of 31 prompts are of category toxic.* a higher --limit"):
+    with pytest.raises(UserError, match="1 of 31 prompts are of category toxic"):
         toxicity.choose_prompts(prompts[6:], seed=0)
 
 
