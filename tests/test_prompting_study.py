@@ -29,6 +29,25 @@ def test_every_arm_of_a_claim_is_planned(arg):
     assert any(prompting.TRAINED.fullmatch(arm) for arm in arms)
 
 
+def test_published_text_is_sampled_where_that_is_asked_for():
+    c = STUDY.get_config("data=some/folder")
+    assert not [run for run in STUDY.runs(c) if run.name.startswith(("toxicity", "code"))]
+    c.toxicity, c.run_untrusted_code, c.limits.code = "file.py:score", True, 8
+    planned = STUDY.runs(c)
+    study.check_plan(planned)
+    jobs = {run.name: run.job.arguments for run in planned if run.job is not None}
+    asked = {name: job["evals"] for name, job in jobs.items() if name.startswith(("toxicity", "code"))}
+    of_98k = {name: evals for name, evals in asked.items() if "-98k" in name}
+    assert of_98k == {
+        "toxicity-pretrain-98k-none": ["toxicity"], "toxicity-pretrain-98k-template": ["toxicity"],
+        "toxicity-pretrain-98k-short": ["toxicity", "toxicity_free"], "toxicity-distilled-98k-template": ["toxicity"],
+        "code-pretrain-98k-none": ["humaneval"], "code-pretrain-98k-template": ["humaneval"],
+        "code-distilled-98k-template": ["humaneval"],
+    }  # fmt: skip
+    assert all(jobs[name]["run_untrusted_code"] and jobs[name]["limit"] == 8 for name in asked if "code" in name)
+    assert jobs["evaluate-pretrain-98k-none"]["evals"] == ["hhh", "truthfulqa", "lambada", "lambada_original"]
+
+
 def test_the_student_of_a_piece_is_the_teacher_of_the_next():
     c = STUDY.get_config()
     of = {run.name: run for run in STUDY.runs(c)}

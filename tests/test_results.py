@@ -47,6 +47,14 @@ def test_table_bytes_do_not_depend_on_the_order(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
 
+def test_what_a_baseline_gets_right_is_written_once():
+    """Where runs have measured it on the same data; rows of models stay, even where all but the run is alike."""
+    chance = {"stage": "baseline", "task": "t", "ranker": "chance", "value": 0.5, "data_sha": "1"}
+    rows = [chance | {"run": "a"}, chance | {"run": "b"}, chance | {"run": "c", "data_sha": "2"}]
+    rows += [{"stage": "evaluate", "task": "t", "value": 0.5, "run": run} for run in ("a", "a")]
+    assert results.once(rows) == [rows[0], rows[2], *rows[3:]]
+
+
 def test_rewriting_a_table_that_was_read_changes_nothing(tmp_path):
     results.write_table(ROWS, tmp_path / "a.csv")
     table = results.read_table(tmp_path / "a.csv")
@@ -98,11 +106,7 @@ def test_items_by_reward_and_mean_logp(tmp_path, items):
     random.Random(0).shuffle(items)
     run = _write(tmp_path, items)
     found = results.read_items(run, "t", "test", "best", "reward")
-    assert (
-        found.seeds == (0, 1)
-        and found.item_ids == ("a", "b", "c")
-        and found.groups.tolist() == ["ga", "gb", "gc"]
-    )
+    assert found.seeds == (0, 1) and found.item_ids == ("a", "b", "c") and found.groups.tolist() == ["ga", "gb", "gc"]
     assert found.correct.tolist() == [[1, 0, 0.5], [1, 1, 1]]
     assert results.read_items(run, "t", "test", "best", "mean_logp").correct.tolist() == [[1, 0.5, 0]] * 2
 
