@@ -247,10 +247,12 @@ def _figures(drawn: figures.Drawn) -> str:
 
 
 def _baselines(study: Study, table: "pd.DataFrame") -> str:
-    header = ["task", "N", *TRIVIAL, "untuned LM", "imitation", "preference", "above the floor?"]
     pooled = table[
         (table["stage"] == "summary") & (table["metric"] == "accuracy") & (table["intervention"] == "")
     ]
+    columns = {"untuned": "untuned LM", "imitation": "imitation", "preference": "preference", "dpo": "DPO"}
+    columns = {objective: name for objective, name in columns.items() if (pooled["objective"] == objective).any()}
+    header = ["task", "N", *TRIVIAL, *columns.values(), "above the floor?"]
     rows = []
     for task in [*study.tasks(), *(twin for twin in FORMAT_TWIN.values() if study.main_pairs(twin))]:
         if not (sizes := study.sizes([task])):
@@ -259,15 +261,15 @@ def _baselines(study: Study, table: "pd.DataFrame") -> str:
         measured = study.rows(stage="baseline", task=task, metric="accuracy").set_index("ranker")["value"]
         cells = [task_name(task), size_name(n)]
         cells += [f"{measured[ranker]:.3f}" if ranker in measured.index else "" for ranker in TRIVIAL]
-        for objective, init in (("untuned", ""), ("imitation", "lm"), ("preference", "lm")):
-            arm = here[(here["objective"] == objective) & (here["init"] == init)]
-            if init:
+        for objective in columns:
+            arm = here[(here["objective"] == objective) & (here["init"] == ("" if objective == "untuned" else "lm"))]
+            if objective != "untuned":
                 arm = arm[arm["pairs_total"] == study.main_pairs(task)]
             cells.append(_plain(arm.iloc[0]) if len(arm) else "")
         arms = [[study.items(task, objective, n)] for objective in ("preference", "imitation")]
         rows.append([*cells, "yes" if rules.above_floor(study, [task], arms) else "no"])
     text = (
-        "<p>“Above the floor” asks whether one of the two objectives beats the best of the five trivial "
+        "<p>“Above the floor” asks whether imitation or preference modeling beats the best of the five trivial "
         "baselines on the same test items, with its 95% interval. Empty: does not apply, or was not "
         "measured.</p>"
     )
