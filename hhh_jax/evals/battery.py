@@ -160,8 +160,8 @@ def run_battery(
                 run_lib.write_lines(folder / "rows.jsonl", [_full_row(about_rows, row) for row in outcome.rows])
                 write_json_atomic(folder / "about.json", about | {"prompts": shown})
             distributed.agree("it is written")
-            n_errors = sum("error" in item or item.get("outcome") == "error" for item in outcome.items)
-            errors = f"; {n_errors} of {len(outcome.items)} records are errors" if n_errors else ""
+            lost = {item["item_id"] for item in outcome.items if "error" in item or item.get("outcome") == "error"}
+            errors = f"; {len(lost)} items are errors in the record" if lost else ""
             say(f"    {'; '.join(outcome.notes)}; {time.monotonic() - started:.0f} s{errors}")
         rows += _lines(folder / "rows.jsonl")
         items += _lines(folder / "items.jsonl")
@@ -185,6 +185,8 @@ def summary_lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
         lo, hi = (sum(row[end] for row in of) / len(of) for end in ("lo", "hi"))
         seeds = f"{min(values):.3f} to {max(values):.3f}" if len(of) > 1 else ""
         value, interval = f"{sum(values) / len(of):.3f}", f"[{lo:.3f}, {hi:.3f}]"
+        if metric == "errors":
+            value, interval, seeds = str(max(values)), "", ""
         yield f"{task:<28}{ranker:<26}{metric:<28}{value:>7}  {interval:<18}{seeds:<18}{of[0]['n_items']:>6}"
 
 

@@ -58,12 +58,15 @@ def whole_groups(records: Sequence[Pair], limit: int) -> list[Pair]:
 
 
 def group_accuracy(scores: Sequence[ItemScores], metric: str, seed: int) -> np.ndarray | None:
-    """1 for every group whose items are all right under seed number `seed`, else 0 (ties count their share); None if
-    every item is a group of its own. A group with an item that could not be scored is left out."""
+    """1 for every group whose items are all right under seed number `seed`, else 0 (ties count their share).
+
+    None unless all groups are of one size above one: others only keep together what is alike. A group with an item that
+    could not be scored is left out.
+    """
     groups: dict[str, list[ItemScores]] = defaultdict(list)
     for score in scores:
         groups[score.item.group].append(score)
     whole = [members for members in groups.values() if not any(member.error for member in members)]
-    if all(len(members) == 1 for members in whole):
+    if len(sizes := {len(members) for members in groups.values()}) > 1 or sizes == {1} or not whole:
         return None
     return np.array([np.prod([member.right(metric)[seed] for member in members]) for members in whole])

@@ -206,6 +206,9 @@ def test_a_limit_takes_whole_groups_of_ethics(checkpoint, tmp_path):
     wanted = {"seed": 0, "ranker": "sum_logp", "metric": "group_accuracy"}
     (row,) = (row for row in rows if wanted.items() <= row.items())
     assert row["value"] == share and row["n_items"] == 2
+    data = prepared(tmp_path / "uneven", "ethics_justice", "pairs", pairs[:-1])  # g2 only keeps together what is alike
+    rows = run_battery(checkpoint, ["ethics_justice"], tmp_path / "other", Settings(data=str(data)))
+    assert {row["metric"] for row in rows} == {"accuracy"}
     chance = [row for row in rows if (row.get("stage"), row["ranker"]) == ("baseline", "chance")]
     assert [row["value"] for row in chance] == [0.5]
 
