@@ -140,7 +140,10 @@ def compute_prefix(scorer: Scorer, tokens_P: np.ndarray) -> Prefix:
     """
     n = len(tokens_P)
     if n >= scorer.length:
-        raise UserError(f"a prefix of {n} tokens leaves no room in a context of {scorer.length} tokens")
+        raise UserError(
+            f"a prefix (prompt and examples) of {n} tokens leaves no room in a context of {scorer.length} tokens; use "
+            "a model with a longer one"
+        )
     check_length(scorer.model, scorer.length)
     if n < 2:
         return Prefix(tokens_P, ())

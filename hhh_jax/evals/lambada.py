@@ -80,4 +80,5 @@ def evaluate(subject: Subject, task: str, records: Sequence[Prompt]) -> Outcome:
             correct, n = sum(right.values()), len(right)
             interval = stats.wilson(correct, n)
             rows.append(value_row(task, "greedy", "accuracy", correct / n, *interval, n_items=n, seed=seed))
-    return Outcome(rows + error_rows(task, len(errors)), items, [note])
+    shown = [f"{how.shots} of {len(passages)} passages are examples"] if how.shots else []
+    return Outcome(rows + error_rows(task, len(errors)), items, [note, *shown])
