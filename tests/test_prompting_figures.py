@@ -57,6 +57,15 @@ def test_hhh_has_a_line_for_each_intervention():
     np.testing.assert_allclose(lines["short prompt"][1], [0.61, 0.71])
 
 
+def test_arms_are_in_the_order_of_their_numbers():
+    """Those of a kind stay together, so that the legend reads as a curve over steps."""
+    steps = [f"finetuned_{n}_steps+template" for n in (16, 4, 1)]
+    pieces = [f"distilled_{n}_of_2_pieces+template" for n in (2, 1)]
+    arms = prompting.arms_of(table(evaluated("hhh", interventions=("", *steps, *pieces))))
+    assert list(arms) == ["", *pieces[::-1], *steps[::-1]]
+    assert [arms[arm][0] for arm in (steps[-1], pieces[0])] == ["finetuned 1 step", "distilled 2 of 2 pieces"]
+
+
 def test_the_tax_is_what_an_intervention_costs():
     figure = prompting.lambada(table(evaluated("lambada", "greedy")))
     np.testing.assert_allclose(drawn(figure.axes[1])["short prompt"][1], [-0.1, -0.1])

@@ -5,6 +5,7 @@ variance over seeds to the mean of their intervals over items, which the seeds s
 """
 
 import itertools
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,9 +63,11 @@ def evaluated(table: "pd.DataFrame", **where: Any) -> "pd.DataFrame":
 
 
 def arms_of(rows: "pd.DataFrame") -> dict[str, tuple[str, str, str]]:
-    """Name, color and marker of each intervention that the rows have: known ones first, then others by name."""
+    """Name, color and marker of each intervention that the rows have: known ones first, then others by name and number."""
     found = set(rows["intervention"])
-    others = sorted(found - ARMS.keys(), key=lambda arm: [int(t) if t.isdigit() else 0 for t in arm.split("_")])
+    others = sorted(
+        found - ARMS.keys(), key=lambda arm: (re.sub(r"\d+", "", arm), list(map(int, re.findall(r"\d+", arm))))
+    )
     named = {arm: arm.removesuffix("+template").replace("_", " ").replace(" 1 steps", " 1 step") for arm in others}
     looks = itertools.cycle(OTHER_ARMS)
     known = {arm: look for arm, look in ARMS.items() if arm in found}
