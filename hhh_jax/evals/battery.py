@@ -161,7 +161,7 @@ def run_battery(
                 write_json_atomic(folder / "about.json", about | {"prompts": shown})
             distributed.agree("it is written")
             lost = {item["item_id"] for item in outcome.items if "error" in item or item.get("outcome") == "error"}
-            errors = f"; {len(lost)} items are errors in the record" if lost else ""
+            errors = f"; items with an error in the record: {len(lost)}" if lost else ""
             say(f"    {'; '.join(outcome.notes)}; {time.monotonic() - started:.0f} s{errors}")
         rows += _lines(folder / "rows.jsonl")
         items += _lines(folder / "items.jsonl")

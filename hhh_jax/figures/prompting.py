@@ -63,7 +63,7 @@ def evaluated(table: "pd.DataFrame", **where: Any) -> "pd.DataFrame":
 
 
 def arms_of(rows: "pd.DataFrame") -> dict[str, tuple[str, str, str]]:
-    """Name, color and marker of each intervention that the rows have: known ones first, then others by name and number."""
+    """Name, color and marker of each intervention in the rows: known ones first, then others by name and number."""
     found = set(rows["intervention"])
     others = sorted(
         found - ARMS.keys(), key=lambda arm: (re.sub(r"\d+", "", arm), list(map(int, re.findall(r"\d+", arm))))
