@@ -46,11 +46,11 @@ class Sample(NamedTuple):
 def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval for a proportion; `successes` may be fractional (ties count half). n = 0 gives
     (0, 1)."""
-    from scipy.stats import norm
+    from scipy.special import ndtri  # the quantile of scipy.stats, which takes a second to import
 
     if n == 0:
         return 0.0, 1.0
-    z = float(norm.ppf(0.5 + confidence / 2))
+    z = float(ndtri(0.5 + confidence / 2))
     p = successes / n
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -91,7 +91,7 @@ def deviations(
     resampled task by task. The k-th sample always meets the same resampled groups, so draws of several
     statistics go together. Raises ValueError when the samples differ in their number of seeds.
     """
-    from scipy.stats import norm, t
+    from scipy.special import ndtri, stdtrit
 
     coefficient_T = (
         np.ones(len(samples)) if coefficients is None else np.asarray(coefficients, dtype=np.float64)
@@ -126,7 +126,7 @@ def deviations(
         scale = np.sqrt(n_seeds / (n_seeds - 1) * seed_variance / total) / n_seeds
         seed_dev_B = scale * (_counts(n_seeds, n_boot, seed, 0) @ (seed_mean_S - value))
     variance = seed_variance + item_variance_T.sum()
-    widen = float(t.ppf(0.975, variance * variance / degrees) / norm.ppf(0.975)) if degrees > 0 else 1.0
+    widen = float(stdtrit(variance * variance / degrees, 0.975) / ndtri(0.975)) if degrees > 0 else 1.0
     return value, seed_dev_B + item_dev_B, widen
 
 

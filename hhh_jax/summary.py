@@ -111,29 +111,24 @@ class Study:
             if arm["pairs_total"] is not None:
                 self._pairs.setdefault(_arm_key(arm | {"pairs_total": None}), set()).add(arm["pairs_total"])
         self._items: dict[tuple, Items | None] = {}
-        main = (
-            self.rows(stage="finetune", init="lm", intervention="")
-            .groupby("task")["pairs_total"]
-            .max()
-            .dropna()
-        )
-        self._main_pairs = {str(task): int(pairs) for task, pairs in main.items()}
+        main = self.rows(stage="finetune", init="lm", intervention="").groupby("task")["pairs_total"].max()
+        self._tasks = sorted(str(task) for task in main.index)
+        self._main_pairs = {str(task): int(pairs) for task, pairs in main.dropna().items()}
 
     def rows(self, **where: Any) -> "pd.DataFrame":
         """The rows that have these values in these columns."""
-        chosen = self.table
+        chosen = np.ones(len(self.table), bool)
         for column, value in where.items():
-            chosen = chosen[(chosen[column] == value).fillna(False)]
-        return chosen
+            chosen &= (self.table[column] == value).fillna(False).to_numpy(bool)
+        return self.table[chosen]
 
     def tasks(self, kind: str | None = None) -> list[str]:
         """The finetuning tasks that enter means: `kind` is ranked, binary or None for both; no symbols, no
         twins."""
         from hhh_jax.data.datasets import kind as kind_of
 
-        names = self.rows(stage="finetune", init="lm", intervention="")["task"].unique()
-        names = [t for t in names if not t.startswith("symbols:") and t not in FORMAT_TWIN.values()]
-        return sorted(t for t in names if kind in (None, kind_of(t)))
+        names = [t for t in self._tasks if not t.startswith("symbols:") and t not in FORMAT_TWIN.values()]
+        return [t for t in names if kind in (None, kind_of(t))]
 
     def sizes(
         self, tasks: Sequence[str], objectives: Sequence[str] = ("preference", "imitation")

@@ -6,7 +6,7 @@ import itertools
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ class _Simulation:
             for task, sd in group_sd.items()
         }
         self.rows: dict[str, list[dict[str, Any]]] = {}
-        self.items: dict[str, list[str]] = {}
+        self.items: dict[str, str] = {}
 
     def pretraining(self, n: int, loss: float, corpus: str = "stdlib") -> None:
         """A language model of `corpus` with 60 held-out documents whose mean loss is about `loss` nats per token."""
@@ -144,10 +144,12 @@ class _Simulation:
         }
         for s in range(SEEDS):
             loss_I = loss + document_I + self.rng.normal(0, 0.004) + self.rng.normal(0, 0.02, 60)
-            for i in range(60):
-                item = {"task": corpus, "split": "test", "selection": "final", "seed": s, "option": "text"}
-                item |= {"item_id": f"doc{i:03d}", "group_id": f"doc{i:03d}", "n_tokens": int(tokens_I[i])}
-                self._item(f"pretrain_{corpus}_n{n}", item | {"logp_sum": float(-tokens_I[i] * loss_I[i])})
+            about = {"task": corpus, "split": "test", "selection": "final", "seed": s, "option": "text"}
+            items = (
+                about | {"item_id": f"doc{i:03d}", "group_id": f"doc{i:03d}", "n_tokens": tokens, "logp_sum": logp}
+                for i, (tokens, logp) in enumerate(zip(tokens_I.tolist(), (-tokens_I * loss_I).tolist(), strict=True))
+            )
+            self._items(f"pretrain_{corpus}_n{n}", items)
             value = float(tokens_I @ loss_I / tokens_I.sum())
             self._row(f"pretrain_{corpus}_n{n}", row | {"seed": s, "pretrain_seed": s, "value": value})
 
@@ -169,12 +171,14 @@ class _Simulation:
         row = {"stage": "finetune" if init else "pretrain", "N": n, "objective": objective, "init": init}
         row |= {"task": task, "intervention": intervention, "pairs_total": pairs or "", "ranker": ranker}
         for (metric, margin_SxI), s in itertools.product(margins.items(), range(SEEDS)):
-            for i, margin in enumerate(margin_SxI[s]):
+            items = []
+            for i, margin in enumerate(margin_SxI[s].tolist()):
                 item = {"task": task, "split": "test", "selection": results.SELECTION[metric], "seed": s}
                 item |= {"item_id": self._item_id(task, i), "group_id": self.groups[i], "n_tokens": 20}
                 for option, score in (("good", margin / 2), ("bad", -margin / 2)):
                     reward, logp = (None, 20 * score - 60) if ranker == "mean_logp" else (score, -60.0)
-                    self._item(name, item | {"option": option, "reward": reward, "logp_sum": logp})
+                    items.append(item | {"option": option, "reward": reward, "logp_sum": logp})
+            self._items(name, items)
             right = float((margin_SxI[s] > 0).sum())
             lo, hi = stats.wilson(right, self.n_items)
             values = {
@@ -193,10 +197,12 @@ class _Simulation:
         for ranker in ("chance", "shorter", "longer", "bag_of_words"):
             guesses_I = (self.rng.random(self.n_items) < 0.5).astype(float)
             correct_I = np.full(self.n_items, 0.5) if ranker == "chance" else guesses_I
-            for i, correct in enumerate(correct_I):
-                item = {"task": task, "split": "test", "selection": "best", "ranker": ranker}
-                item |= {"item_id": self._item_id(task, i), "group_id": self.groups[i], "correct": correct}
-                self._item(name, item)
+            about = {"task": task, "split": "test", "selection": "best", "ranker": ranker}
+            items = (
+                about | {"item_id": self._item_id(task, i), "group_id": self.groups[i], "correct": correct}
+                for i, correct in enumerate(correct_I.tolist())
+            )
+            self._items(name, items)
             lo, hi = stats.wilson(float(correct_I.sum()), self.n_items)
             value = {"value": float(correct_I.mean()), "n_items": self.n_items, "lo": lo, "hi": hi}
             self._row(name, row | {"ranker": ranker} | value)
@@ -204,8 +210,9 @@ class _Simulation:
     def _item_id(self, task: str, i: int) -> str:
         return f"{task.removesuffix('_label')}/{i:05d}"
 
-    def _item(self, run: str, item: dict[str, Any]) -> None:
-        self.items.setdefault(run, []).append(json.dumps(item))
+    def _items(self, run: str, items: Iterable[dict[str, Any]]) -> None:
+        """They hold no dictionaries: one call for all is three times as fast as one for each."""
+        self.items[run] = self.items.get(run, "") + json.dumps(list(items))[1:-1].replace("}, {", "}\n{") + "\n"
 
     def _row(self, run: str, row: dict[str, Any]) -> None:
         fixed = {"study": "embedded", "run": run, "ladder": "cpu", "split": "test", "curve": "separate"}
@@ -217,7 +224,7 @@ class _Simulation:
         for run, rows in self.rows.items():
             folder = self.study_dir / "runs" / run
             folder.mkdir(parents=True)
-            (folder / "items.jsonl").write_text("\n".join(self.items[run]) + "\n")
+            (folder / "items.jsonl").write_text(self.items[run])
             (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         results.write_table(
             [row for rows in self.rows.values() for row in rows], self.study_dir / "results.csv"

@@ -87,7 +87,7 @@ def test_outcomes_say_where_and_from_how_much(outcomes):
 
 
 def test_nothing_is_found_where_nothing_is_learned():
-    outcomes = {claim.key: outcome for claim, outcome in claims.evaluate(_study(simulated(null)))}
+    outcomes = {claim.key: outcome for claim, outcome in claims.evaluate(_study(simulated(null, n_items=80)))}
     for key in (
         "ranked_gain",
         "binary_equal",

@@ -14,6 +14,8 @@ from hhh_jax.figures import style
 from hhh_jax.stats import Estimate
 from hhh_jax.summary import Study
 
+NOTHING_DRAWN = figures.Drawn({}, dict.fromkeys(figures.FIGURES, "no rows"))
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -103,11 +105,12 @@ def test_a_claim_that_the_study_is_about_says_why_it_was_not_tested(folder, tmp_
     table = results.read_table(folder / "results.csv")
     few = table[table["N"].isna() | table["N"].isin(SIZES[:2])]
     results.write_table(few.to_dict("records"), tmp_path / "results.csv")
-    (tmp_path / "runs").symlink_to(folder / "runs")
-    page = report.write_report(tmp_path).read_text()
-    outcome = json.loads((tmp_path / "claims.json").read_text())["claims"]["ranked_scaling"]
-    assert outcome["verdict"] == rules.NOT_RUN and outcome["note"] == "needs 4 model sizes; there are 2"
-    assert outcome["note"] in page and "more could not be tested" in page
+    study = Study(results.read_table(tmp_path / "results.csv"), folder / "runs")
+    judged = claims.concerning(study, claims.evaluate(study))
+    page = report.render({}, study, study.table, judged, NOTHING_DRAWN)
+    outcome = {claim.key: outcome for claim, outcome in judged}["ranked_scaling"]
+    assert outcome.verdict == rules.NOT_RUN and outcome.note == "needs 4 model sizes; there are 2"
+    assert outcome.note in page and "more could not be tested" in page
 
 
 def test_a_study_that_did_not_start_is_told(tmp_path):
@@ -122,8 +125,7 @@ def test_broken_runs_and_strange_text_are_shown_safely(folder):
         "broken": {"ranked_n4": "loss is not finite at step 3 & so"},
         "config": {"seeds": 3},
     }
-    nothing_drawn = figures.Drawn({}, dict.fromkeys(figures.FIGURES, "no rows"))
-    page = report.render(facts, Study(table, folder / "runs"), table, _judged(), nothing_drawn)
+    page = report.render(facts, Study(table, folder / "runs"), table, _judged(), NOTHING_DRAWN)
     assert "&lt;b&gt;mine&lt;/b&gt;" in page and "<b>mine" not in page
     assert "Failed and left out: ranked_n4 (loss is not finite at step 3 &amp; so)." in page
     assert "Settings" in page
