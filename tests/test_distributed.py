@@ -121,13 +121,13 @@ def test_what_four_processes_save_two_and_one_restore_bit_for_bit(tmp_path):
 
 # What becomes of a run
 
-TOTAL, EVERY = 400, 20  # updates; those between checkpoints
+TOTAL, EVERY = 200, 20  # updates; those between checkpoints
 
 
 class Story(NamedTuple):
     """A run that is killed within a step, then while it saves, then told to stop, and ends.
 
-    `stops` are the results of its three jobs of 4, 4 and 2 processes; `steps` the checkpoints that each left; `seconds`
+    `stops` are the results of its three jobs of 4, 2 and 2 processes; `steps` the checkpoints that each left; `seconds`
     what it took the processes to end when one was killed.
     """
 
@@ -181,7 +181,7 @@ def story(config, tmp_path_factory) -> Story:
     end(job)
 
     started = time.time()
-    job = Job(4, command)
+    job = Job(2, command)
     worker = job.worker(0)
     while job.running() and not saving(started):
         time.sleep(0.001)
