@@ -74,12 +74,17 @@ def arms_of(rows: "pd.DataFrame") -> dict[str, tuple[str, str, str]]:
     return known | {arm: (named[arm], *next(looks)) for arm in others}
 
 
+def _shift(index: int, count: int) -> float:
+    """How far to move line `index` of `count` along a logarithmic axis, in decades, so that intervals lie apart."""
+    return 0.012 * (index - (count - 1) / 2)
+
+
 def draw_arms(ax: "Axes", rows: "pd.DataFrame", ylabel: str) -> None:
     """A line for each intervention that the rows have, against model size."""
     present = arms_of(rows)
     for index, (arm, (label, color, marker)) in enumerate(present.items()):
-        shift = 0.012 * (index - (len(present) - 1) / 2)
-        style.band(ax, pooled(rows[rows["intervention"] == arm]), "N", label, color, marker, shift)
+        of_arm = pooled(rows[rows["intervention"] == arm])
+        style.band(ax, of_arm, "N", label, color, marker, _shift(index, len(present)))
     style.size_axis(ax, sorted(rows["N"].astype(float).unique()))
     ax.set_ylabel(ylabel)
 
@@ -127,7 +132,7 @@ def two_conversations(table: "pd.DataFrame") -> "Figure":
     _trivial(ax, table, task)
     for index, (arm, (label, color, marker)) in enumerate(lines.items()):
         of_arm = pooled(rows[rows["intervention"] == arm])
-        style.band(ax, of_arm, "N", label, color, marker, 0.012 * (index - (len(lines) - 1) / 2))
+        style.band(ax, of_arm, "N", label, color, marker, _shift(index, len(lines)))
     style.size_axis(ax, sorted(rows["N"].astype(float).unique()))
     ax.set_ylabel("accuracy")
     ax.set_title(f"{_hhh_title(task)}, two in context")
@@ -145,13 +150,14 @@ def hhh_and_truthfulqa(table: "pd.DataFrame") -> "Figure":
     truthful = rows[rows["task"] == "truthfulqa"]
     figure, axes = style.new_figure(2 if len(truthful) else 1, panel=(3.8, 3.1))
     ax = axes[0, 0]
-    for category, lines in by_category.items():
+    by_category = {category: lines for category, lines in by_category.items() if len(lines)}
+    for index, (category, lines) in enumerate(by_category.items()):
         color, marker = CATEGORIES[category]
-        style.band(ax, pooled(lines), "N", category, color, marker)
+        style.band(ax, pooled(lines), "N", category, color, marker, _shift(index, len(by_category)))
     style.zero_line(ax, 0.5)
     style.size_axis(ax, sorted(prompted["N"].astype(float).unique()))
     ax.set_ylabel("accuracy")
-    ax.set_title("HHH by category, prompted")
+    ax.set_title("HHH by category, prompted" + (" (our own)" if task == "own_hhh" else ""))
     if len(truthful):
         _trivial(axes[0, 1], table, "truthfulqa")
         draw_arms(axes[0, 1], truthful, "accuracy")
@@ -167,9 +173,9 @@ def truthfulqa(table: "pd.DataFrame") -> "Figure":
     figure, axes = style.new_figure(len(present), sharey=True)
     for ax, (arm, (name, _, _)) in zip(axes[0], present.items(), strict=True):
         _trivial(ax, table, "truthfulqa")
-        for ranker, (label, color, marker) in RANKERS.items():
+        for index, (ranker, (label, color, marker)) in enumerate(RANKERS.items()):
             lines = rows[(rows["intervention"] == arm) & (rows["ranker"] == ranker)]
-            style.band(ax, pooled(lines), "N", label, color, marker)
+            style.band(ax, pooled(lines), "N", label, color, marker, _shift(index, len(RANKERS)))
         style.size_axis(ax, sorted(rows["N"].astype(float).unique()))
         ax.set_title(name)
     axes[0, 0].set_ylabel("accuracy")
@@ -208,8 +214,9 @@ def lambada_formats(table: "pd.DataFrame") -> "Figure":
     style.need(rows[rows["task"] != "lambada"], "LAMBADA in other formats")
     figure, axes = style.new_figure(panel=(4.4, 3.2))
     ax = axes[0, 0]
-    for task, (label, color, marker) in names.items():
-        style.band(ax, pooled(rows[rows["task"] == task]), "N", label, color, marker)
+    names = {task: look for task, look in names.items() if task in set(rows["task"])}
+    for index, (task, (label, color, marker)) in enumerate(names.items()):
+        style.band(ax, pooled(rows[rows["task"] == task]), "N", label, color, marker, _shift(index, len(names)))
     style.size_axis(ax, sorted(rows["N"].astype(float).unique()))
     ax.set_ylabel("accuracy")
     ax.set_title("LAMBADA: the format matters")
