@@ -164,10 +164,11 @@ def read_table(path: str | os.PathLike) -> "pd.DataFrame":
 
 
 def read_with_summary(path: str | os.PathLike) -> "pd.DataFrame":
-    """results.csv with the rows of the summary.csv beside it. Raises UserError if either is missing."""
+    """results.csv with the rows of the summary.csv beside it, if there is one. Raises UserError if the first is not."""
     import pandas as pd
 
-    parts = [read_table(file) for file in (path, Path(path).with_name("summary.csv"))]
+    summary = Path(path).with_name("summary.csv")
+    parts = [read_table(file) for file in ((path, summary) if summary.exists() else (path,))]
     return pd.concat(parts, ignore_index=True)
 
 

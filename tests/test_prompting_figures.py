@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hhh_jax import results
+from hhh_jax import results, stats
 from hhh_jax.figures import FIGURES, prompting, sampling, style
 
 SIZES = {12288: 0.5, 98304: 0.6}
@@ -48,6 +48,15 @@ def test_pooled_adds_the_variance_over_seeds_to_the_interval_over_items():
     np.testing.assert_allclose(pooled["value"], [0.51, 0.61])
     over_seeds = 1.96 * math.sqrt(2 * 0.01**2) / math.sqrt(2)
     np.testing.assert_allclose(pooled["hi"] - pooled["value"], math.hypot(0.05, over_seeds))
+
+
+def test_a_share_of_none_has_no_interval_below_zero():
+    """Wilson's interval of 0 of 8 under each of two seeds stays as it is."""
+    rows = evaluated(
+        "humaneval", metric="pass@k", interventions=("",), k=1, value=0.0, lo=0.0, hi=stats.wilson(0, 8)[1]
+    )
+    pooled = prompting.pooled(table(rows))
+    assert pooled[["value", "lo", "hi"]].to_numpy().tolist() == [[0, 0, stats.wilson(0, 8)[1]]] * 2
 
 
 def test_hhh_has_a_line_for_each_intervention():

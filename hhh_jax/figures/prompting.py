@@ -45,16 +45,20 @@ MI = "mutual_information"
 
 
 def pooled(rows: "pd.DataFrame", by: str = "N") -> "pd.DataFrame":
-    """One row for each value of column `by`: value, lo, hi over seeds and items."""
+    """One row for each value of column `by`: value, lo, hi over seeds and items.
+
+    Each side of the interval is apart, as a share near 0 or 1 has little room beyond.
+    """
     import pandas as pd
 
     found = []
     for at, group in rows.groupby(by):
         values_S = group["value"].to_numpy(float)
-        over_items = ((group["hi"] - group["lo"]).to_numpy(float) / 2).mean() if group["lo"].notna().all() else 0.0
+        ends_2xS = group[["lo", "hi"]].to_numpy(float).T
+        over_items = abs(ends_2xS - values_S).mean(1) if group["lo"].notna().all() else np.zeros(2)
         over_seeds = 1.96 * values_S.std(ddof=1) / np.sqrt(len(values_S)) if len(values_S) > 1 else 0.0
-        half = float(np.hypot(over_items, over_seeds))
-        found.append({by: at, "value": values_S.mean(), "lo": values_S.mean() - half, "hi": values_S.mean() + half})
+        below, above = np.hypot(over_items, over_seeds)
+        found.append({by: at, "value": values_S.mean(), "lo": values_S.mean() - below, "hi": values_S.mean() + above})
     return pd.DataFrame(found, columns=[by, "value", "lo", "hi"])
 
 
