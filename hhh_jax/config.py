@@ -8,7 +8,7 @@ import ml_collections
 
 from hhh_jax import attention
 from hhh_jax.errors import UserError
-from hhh_jax.model import CPU_LADDER, PAPER_LADDER, ModelConfig, count_params
+from hhh_jax.model import CPU_LADDER, PAPER_LADDER, ModelConfig
 from hhh_jax.optim import pretraining_lr
 
 STAGES = ("pretrain", "lm_finetune", "distill", "imitation", "binary", "ranked", "dpo", "pmp", "discriminator")
@@ -110,7 +110,7 @@ def base_config(stage: str, rung: str) -> ml_collections.ConfigDict:
     c.tokens = 1e6 if cpu else 4e11  # of LM stages
     c.epochs = 1.0  # of stages on pairs or labeled rows
     c.optim = {
-        "lr": pretraining_lr(count_params(ModelConfig(n_layer, width, width))["n"]),
+        "lr": pretraining_lr(12 * n_layer * (n_layer * width) ** 2),  # `count_params` would trace the model
         "lr_multiple": 1.0,  # the stage's share of the pretraining rate
         "b1": 0.9,
         "b2": 0.95,

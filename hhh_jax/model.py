@@ -361,12 +361,13 @@ def rewards(params: Params, hidden_xD: jax.Array) -> jax.Array:
 
 def abstract_params(config: ModelConfig, score_head: bool = False) -> Params:
     """The parameter tree as shapes, without making an array; any rung, on any machine."""
-    return jax.tree.map(lambda x: x, _abstract_params(config, score_head))
+    params = jax.tree.map(lambda x: x, _abstract_params(config))
+    return params if score_head else {name: tree for name, tree in params.items() if name != "score_head"}
 
 
 @functools.lru_cache(maxsize=64)
-def _abstract_params(config: ModelConfig, score_head: bool) -> Params:
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0), score_head))  # no device is used
+def _abstract_params(config: ModelConfig) -> Params:
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0), True))  # no device is used
 
 
 @functools.cache

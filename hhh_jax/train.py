@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from hhh_jax import objectives, optim, sharding
 from hhh_jax.data.packing import Batch
-from hhh_jax.model import ModelConfig, Params, hidden_states, init_params, init_score_head
+from hhh_jax.model import ModelConfig, Params, abstract_params, hidden_states, init_params, init_score_head
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -228,12 +228,6 @@ def compiled_step(config: StepConfig, term_norms: bool) -> jax.stages.Wrapped:
     )
 
 
-def new_state(config: StepConfig, key: jax.Array) -> State:
-    """One seed's state at initialization."""
-    params = init_params(config.model, key, config.score_head)
-    return state_of(config, params)
-
-
 def state_of(config: StepConfig, params: Params) -> State:
     """One seed's state before the first update of ``params``."""
     state: State = {"params": params, "opt_state": config.optimizer().init(trained_params(config, params))}
@@ -247,7 +241,7 @@ def state_of(config: StepConfig, params: Params) -> State:
 @functools.lru_cache(maxsize=64)
 def abstract_state(config: StepConfig) -> State:
     """The state of all seeds as shapes."""
-    single = jax.eval_shape(functools.partial(new_state, config), jax.random.key(0))
+    single = jax.eval_shape(functools.partial(state_of, config), abstract_params(config.model, config.score_head))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((config.n_seeds, *x.shape), x.dtype), single)
 
 
@@ -275,8 +269,8 @@ def _compiled_init(config: StepConfig) -> Callable[..., State]:
     def start(key_data: jax.Array, params: Params | None = None) -> State:
         key = jax.random.wrap_key_data(key_data)
         if params is None:
-            return new_state(config, key)
-        if config.score_head and "score_head" not in params:
+            params = init_params(config.model, key, config.score_head)
+        elif config.score_head and "score_head" not in params:
             params = params | {"score_head": init_score_head(config.model, key)}
         return state_of(config, params)
 
