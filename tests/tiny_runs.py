@@ -39,14 +39,17 @@ def pairs(tmp_path_factory) -> Path:
 
 
 def tiny(stage: str, source: Path, rung: str = "12k", **settings):
-    """A config of two seeds that trains in a second; `settings` by full field names with __ for the point."""
+    """A config of two seeds that trains in a second, with one program of its update to compile.
+
+    `settings` by full field names with __ for the point.
+    """
     from hhh_jax import config
 
     c = config.parse_arg(f"{rung},data={source}", stage)
     c.model.update(vocab_size=300)
-    c.data.update(row_length=64, max_tokens=32, slots=4)
+    c.data.update(row_length=64, max_tokens=32, slots=4, row_sizes=1)
     c.batch.update(rows=4, pairs=8)
-    c.tokens, c.log_every, c.seeds = 4 * 64 * 12, 1, (0, 1)
+    c.tokens, c.log_every, c.term_norms_every, c.seeds = 4 * 64 * 12, 1, 1, (0, 1)
     for name, value in settings.items():
         config.set_field(c, name.replace("__", "."), str(value))
     return c
