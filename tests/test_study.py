@@ -34,24 +34,27 @@ def get_config(arg=""):
 def runs(c):
     corpus, pairs = Path({corpus!r}), Path({pairs!r})
     planned = []
-    for rung, size in (("a", "12k"), ("b", "98k")):
-        planned.append(Planned(f"pretrain-{{rung}}", tiny("pretrain", corpus, size), ""))
+    for arm, rate, label in (("a", 0.003, ""), ("b", 0.005, "faster")):
+        settings = {{"optim__lr": rate, "labels__intervention": label}}
+        planned.append(Planned(f"pretrain-{{arm}}", tiny("pretrain", corpus, **settings), ""))
         for multiple in (0.001, 1.0):
-            tuned = tiny("ranked", pairs, size, optim__lr_multiple=multiple)
+            tuned = tiny("ranked", pairs, optim__lr_multiple=multiple, **settings)
             tuned.eval.selections = ()
-            planned.append(Planned(f"ranked-{{rung}}-lr_{{multiple}}", tuned, f"pretrain-{{rung}}"))
+            planned.append(Planned(f"ranked-{{arm}}-lr_{{multiple}}", tuned, f"pretrain-{{arm}}"))
         choose = tuple(run.name for run in planned[-2:])
-        planned.append(Planned(f"ranked-{{rung}}", tiny("ranked", pairs, size), f"pretrain-{{rung}}", choose))
+        planned.append(Planned(f"ranked-{{arm}}", tiny("ranked", pairs, **settings), f"pretrain-{{arm}}", choose))
     planned.append(Planned("broken", tiny("ranked", Path("no_such_file.jsonl")), "pretrain-a"))
     planned.append(Planned("after-broken", tiny("ranked", pairs), "broken"))
     return planned[: len(planned) - {left_out}]
 """
 
 
-@pytest.fixture
-def study_file(corpus, pairs, tmp_path):
+@pytest.fixture(scope="module")
+def study_file(corpus, pairs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+
     def write(left_out: int) -> Path:
-        path = tmp_path / f"study_{left_out}.py"
+        path = folder / f"study_{left_out}.py"
         tests = str(ROOT / "tests")
         path.write_text(STUDY.format(tests=tests, corpus=str(corpus), pairs=str(pairs), left_out=left_out))
         return path
@@ -190,40 +193,45 @@ def test_a_file_that_is_no_study(tmp_path):
         study.load_study(str(tmp_path / "x.py"))
 
 
-def test_a_broken_run_is_reported_and_the_others_go_on(study_file, tmp_path):
-    process = start(study_file(0), tmp_path / "out", "--workers=1")
+@pytest.fixture(scope="module")
+def whole(study_file, tmp_path_factory) -> tuple[Path, int, str]:
+    """Folder, exit status and output of the study with its broken runs, which nobody kills."""
+    folder = tmp_path_factory.mktemp("studies") / "whole"
+    process = start(study_file(0), folder, "--workers=2")
     output, _ = process.communicate(timeout=300)
-    assert process.returncode == 1, output
+    return folder, process.returncode, output
+
+
+def test_a_broken_run_is_reported_and_the_others_go_on(whole):
+    folder, code, output = whole
+    assert code == 1, output
     assert "broken: BROKEN:" in output and "no_such_file.jsonl" in output
     assert "after-broken: BROKEN: needs broken, which is broken" in output
-    done = {path.parent.name for path in (tmp_path / "out" / "runs").glob("*/DONE.json")}
+    done = {path.parent.name for path in (folder / "runs").glob("*/DONE.json")}
     assert {"pretrain-a", "pretrain-b", "ranked-a", "ranked-b"} <= done and "after-broken" not in done
-    assert (tmp_path / "out" / "report.html").exists()
+    assert (folder / "report.html").exists()
 
 
-def test_killed_three_times_the_table_is_the_same(study_file, tmp_path):
+def test_killed_twice_the_table_is_the_same(whole, study_file, tmp_path):
+    """As that of a study that nobody killed, to which broken runs add no rows."""
     file = study_file(2)
-    whole = start(file, tmp_path / "whole", "--workers=2")  # as many threads an operation as below
-    output, _ = whole.communicate(timeout=300)
-    assert whole.returncode == 0, output
-    rng = random.Random(int.from_bytes(os.urandom(4)))
-    for done in (0, 2, 4):  # dies after so many runs
+    for done in (0, 4):  # dies after so many runs
         process = start(file, tmp_path / "killed", "--workers=2")
         while process.poll() is None and len(list((tmp_path / "killed" / "runs").glob("*/DONE.json"))) < done:
             time.sleep(0.01)
-        time.sleep(rng.random())
+        time.sleep(random.random())
         os.killpg(process.pid, signal.SIGKILL)  # and its workers
         process.communicate()
-    again = start(file, tmp_path / "killed", "--workers=2")
+    again = start(file, tmp_path / "killed", "--workers=2")  # as many threads an operation as the other
     output, _ = again.communicate(timeout=300)
     assert again.returncode == 0, output
-    assert (tmp_path / "killed" / "results.csv").read_bytes() == (tmp_path / "whole" / "results.csv").read_bytes()
-    runs = tmp_path / "whole" / "runs"
+    assert (tmp_path / "killed" / "results.csv").read_bytes() == (whole[0] / "results.csv").read_bytes()
+    runs = whole[0] / "runs"
     chosen = json.loads((runs / "ranked-a" / "config.json").read_text())["optim.lr_multiple"]
     validation = {
         multiple: sum(json.loads((runs / f"ranked-a-lr_{multiple}" / "DONE.json").read_text())["best_validation"])
         for multiple in (0.001, 1.0)
     }
     assert chosen == max(validation, key=lambda multiple: validation[multiple])
-    table = (tmp_path / "whole" / "results.csv").read_text()
+    table = (whole[0] / "results.csv").read_text()
     assert "ranked-a-lr_" not in table  # the test set is not read while a learning rate is chosen
