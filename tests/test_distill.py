@@ -56,14 +56,20 @@ def test_labels_are_those_of_the_prompt_and_text_computed_whole(teacher, stored)
     assert about["prompt_tokens"] == len(prefix) > 10
     rows = labeled_rows.open_rows(stored, "train")
     batch = rows.batch([0, 5, 66], tokenizer.pad_id)  # the last one is of another part
+    places_1xT = np.arange(192)[None]
+
+    @jax.jit
+    def hidden_of(tokens_1xT, segments_1xT):
+        return hidden_states(step_config.model, params, tokens_1xT, segments_1xT, 0 * segments_1xT, places_1xT)[0]
+
     checked = 0
     for r in range(3):
         for segment in range(1, int(batch.segment_ids[r].max()) + 1):
             own = batch.tokens[r][batch.segment_ids[r] == segment]
-            tokens_1xT = np.concatenate([prefix, own])[None]
-            ones_1xT, places_1xT = np.ones_like(tokens_1xT), np.arange(tokens_1xT.shape[1])[None]
-            hidden = hidden_states(step_config.model, params, tokens_1xT, ones_1xT, 0 * ones_1xT, places_1xT)
-            logps = np.asarray(jax.nn.log_softmax(lm_logits(params, hidden[0, len(prefix) :])))
+            size = len(prefix) + len(own)
+            tokens_1xT = np.pad(np.concatenate([prefix, own]), (0, 192 - size))[None].astype(np.int32)
+            hidden_TxD = np.asarray(hidden_of(tokens_1xT, (places_1xT < size).astype(np.int32)))
+            logps = np.asarray(jax.nn.log_softmax(lm_logits(params, hidden_TxD[len(prefix) : size])))
             ids, given = (x[r][batch.segment_ids[r] == segment] for x in (batch.teacher_ids, batch.teacher_logps))
             np.testing.assert_allclose(np.take_along_axis(logps, ids, -1), given, atol=5e-3)
             np.testing.assert_allclose(np.sort(logps, -1)[:, ::-1][:, :20], given, atol=5e-3)
