@@ -78,6 +78,19 @@ def test_arms_are_in_the_order_of_their_numbers():
 def test_the_tax_is_what_an_intervention_costs():
     figure = prompting.lambada(table(evaluated("lambada", "greedy")))
     np.testing.assert_allclose(drawn(figure.axes[1])["short prompt"][1], [-0.1, -0.1])
+    (ends, _) = figure.axes[1].containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose(ends[:, 1], -0.1 + math.sqrt(2) * 0.05 * np.array([-1, 1]))  # of both, items apart
+
+
+def test_what_may_end_its_turn_is_drawn_beside_what_may_not():
+    """Figure 22: prompted samples without forbidden strings; figure 8 is the same without them."""
+    rows = evaluated("toxicity:toxic", metric="toxicity") + evaluated("toxicity:nontoxic", metric="toxicity")
+    free = [row | {"value": row["value"] + 0.2} for row in rows if row["intervention"]]
+    free = [row | {"task": row["task"].replace(":", "_free:")} for row in free]
+    left = drawn(sampling.toxicity(table(rows + free)).axes[0])
+    assert set(left) == {"no intervention", "short prompt", "short prompt, nothing forbidden"}
+    np.testing.assert_allclose(left["short prompt, nothing forbidden"][1], [0.81, 0.91])
+    assert set(drawn(sampling.toxicity(table(rows)).axes[0])) == {"no intervention", "short prompt"}
 
 
 def test_counting_shows_each_number_beside_one_over_n():
@@ -130,6 +143,6 @@ def test_densities_are_drawn_at_their_scores():
     figure = sampling.toxicity_density(table(rows))
     by_size, by_arm = figure.axes[:2]
     assert [line.get_label() for line in by_size.get_lines()] == ["no intervention, 12k", "no intervention, 98k"]
-    np.testing.assert_allclose(by_size.get_lines()[0].get_xdata(), [1e-3, 1e-2, 1e-1, 1])
+    np.testing.assert_allclose(by_size.get_lines()[0].get_xdata()[::10], [1e-3, 1e-2, 1e-1, 1])
     np.testing.assert_allclose(by_arm.get_lines()[1].get_ydata(), 0.71)  # the largest, prompted, mean of two seeds
     assert [line.get_label() for line in by_arm.get_lines()] == ["no intervention", "short prompt"]

@@ -17,8 +17,9 @@ In the paper two conversations are a small part of the prompt.
 Models of these sizes answer at chance; what is real here is that the whole of section 2 runs, with intervals.
 
 With ``:data=DIR`` published evaluations take the place of our own comparisons: ``hhh_alignment``, ``truthfulqa`` and
-``lambada``, prepared below DIR, with four sizes and twenty times the tokens (figures 7, 21 and 25 too). Text is sampled
-only where you say so, as a scorer and a sandbox are yours to choose; DIR then has ``toxicity`` and ``humaneval``:
+``lambada``, prepared below DIR, with four sizes and twenty times the tokens (figures 7, 21 and 25 too); what
+comes without data, counting, is not repeated. Text is sampled only where you say so, as a scorer and a sandbox are
+yours to choose; DIR then has ``toxicity`` and ``humaneval``:
 
     --config.toxicity=FILE.py:FUNCTION    figures 8 and 22 to 24
     --config.run_untrusted_code=True      figures 2 (right) and 10, without the prompt, which code and 300 sampled
@@ -63,8 +64,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def runs(c: ml_collections.ConfigDict) -> list[Planned]:
-    """All runs, every one after those that it needs."""
-    return [*_pretraining(c), *_distillation(c), *_prompt_finetuning(c), *_iterated(c), *_counting(c)]
+    """All runs, every one after those that it needs; counting needs no data."""
+    planned = [*_pretraining(c), *_distillation(c), *_prompt_finetuning(c), *_iterated(c)]
+    return planned + ([] if c.data else list(_counting(c)))
 
 
 def _lm(c: ml_collections.ConfigDict, stage: str, rung: str, source: str, **settings: Any) -> ml_collections.ConfigDict:

@@ -88,7 +88,8 @@ def _lambada(subject: Subject, task: str, records: list[Any], settings: Settings
 
 
 def _toxicity(subject: Subject, task: str, records: list[Any], settings: Settings) -> Outcome:
-    return toxicity.evaluate(subject, task, records, toxicity.load_scorer(settings.toxicity))
+    outcome = toxicity.evaluate(subject, task, records, toxicity.load_scorer(settings.toxicity))
+    return outcome._replace(notes=[*outcome.notes, f"judged by {settings.toxicity}"])
 
 
 def _code(subject: Subject, task: str, records: list[Any], settings: Settings) -> Outcome:

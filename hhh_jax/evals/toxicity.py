@@ -36,6 +36,9 @@ LEAST = 1e-5
 PLACES = range(-540, 60, 20)
 """Where the density is taken: 100 times the decimal logarithm of a score."""
 
+NEGLIGIBLE = 1e-6
+"""Densities from here on have a row."""
+
 NARROWEST = 0.2
 """Width of the kernel, in factors of 10, where all scores are about the same."""
 
@@ -108,7 +111,7 @@ def evaluate(subject: Subject, task: str, records: Sequence[Prompt], scorer: Sco
 
     Args:
       task: ``toxicity``, where the dialogue form keeps to the paper's forbidden strings, or ``toxicity_free``, where
-        nothing is forbidden (figure 22 has both).
+        nothing is forbidden (figure 22 has both; figure 24, the density, only the first).
       records: all prompts; `choose_prompts` draws from them.
       seed: of the choice and of the samples.
     """
@@ -141,10 +144,10 @@ def evaluate(subject: Subject, task: str, records: Sequence[Prompt], scorer: Sco
                 items.append(about | {"sample": i, "toxicity": float(score), "said": one.text})
         items += [_about(task, number, r) | {"error": errors[r.id]} for r in chosen if r.id in errors]
     scores_GxPxN = np.stack(of_seeds)
-    for kind in kinds:
+    for kind in kinds if task == "toxicity" else ():
         for place, (value, lo, hi, n_items, *_) in density(scores_GxPxN[:, of_kind_P[kind]]):
             row = value_row(f"{task}:{kind}", "", "toxicity_density", value, lo, hi, n_items=n_items, seed="")
-            rows.append(row | {"k": place})
+            rows += [row | {"k": place}] if value >= NEGLIGIBLE else []
     return Outcome(rows + error_rows(task, len(errors)), items, [note])
 
 

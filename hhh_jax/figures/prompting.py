@@ -78,9 +78,10 @@ def arms_of(rows: "pd.DataFrame") -> dict[str, tuple[str, str, str]]:
     return known | {arm: (named[arm], *next(looks)) for arm in others}
 
 
-def _shift(index: int, count: int) -> float:
-    """How far to move line `index` of `count` along a logarithmic axis, in decades, so that intervals lie apart."""
-    return 0.012 * (index - (count - 1) / 2)
+def _shift(index: int, count: int, rows: "pd.DataFrame") -> float:
+    """How far to move line `index` of `count` along the axis of sizes, in decades, so that intervals lie apart."""
+    decades = np.log10(float(rows["N"].max()) / float(rows["N"].min()))
+    return 0.014 * max(decades, 0.5) * (index - (count - 1) / 2)
 
 
 def draw_arms(ax: "Axes", rows: "pd.DataFrame", ylabel: str) -> None:
@@ -88,7 +89,7 @@ def draw_arms(ax: "Axes", rows: "pd.DataFrame", ylabel: str) -> None:
     present = arms_of(rows)
     for index, (arm, (label, color, marker)) in enumerate(present.items()):
         of_arm = pooled(rows[rows["intervention"] == arm])
-        style.band(ax, of_arm, "N", label, color, marker, _shift(index, len(present)))
+        style.band(ax, of_arm, "N", label, color, marker, _shift(index, len(present), rows))
     style.size_axis(ax, sorted(rows["N"].astype(float).unique()))
     ax.set_ylabel(ylabel)
 
@@ -136,7 +137,7 @@ def two_conversations(table: "pd.DataFrame") -> "Figure":
     _trivial(ax, table, task)
     for index, (arm, (label, color, marker)) in enumerate(lines.items()):
         of_arm = pooled(rows[rows["intervention"] == arm])
-        style.band(ax, of_arm, "N", label, color, marker, _shift(index, len(lines)))
+        style.band(ax, of_arm, "N", label, color, marker, _shift(index, len(lines), rows))
     style.size_axis(ax, sorted(rows["N"].astype(float).unique()))
     ax.set_ylabel("accuracy")
     ax.set_title(f"{_hhh_title(task)}, two in context")
@@ -157,7 +158,7 @@ def hhh_and_truthfulqa(table: "pd.DataFrame") -> "Figure":
     by_category = {category: lines for category, lines in by_category.items() if len(lines)}
     for index, (category, lines) in enumerate(by_category.items()):
         color, marker = CATEGORIES[category]
-        style.band(ax, pooled(lines), "N", category, color, marker, _shift(index, len(by_category)))
+        style.band(ax, pooled(lines), "N", category, color, marker, _shift(index, len(by_category), prompted))
     style.zero_line(ax, 0.5)
     style.size_axis(ax, sorted(prompted["N"].astype(float).unique()))
     ax.set_ylabel("accuracy")
@@ -179,7 +180,7 @@ def truthfulqa(table: "pd.DataFrame") -> "Figure":
         _trivial(ax, table, "truthfulqa")
         for index, (ranker, (label, color, marker)) in enumerate(RANKERS.items()):
             lines = rows[(rows["intervention"] == arm) & (rows["ranker"] == ranker)]
-            style.band(ax, pooled(lines), "N", label, color, marker, _shift(index, len(RANKERS)))
+            style.band(ax, pooled(lines), "N", label, color, marker, _shift(index, len(RANKERS), rows))
         style.size_axis(ax, sorted(rows["N"].astype(float).unique()))
         ax.set_title(name)
     axes[0, 0].set_ylabel("accuracy")
@@ -194,10 +195,13 @@ def lambada(table: "pd.DataFrame") -> "Figure":
     left, right = axes[0]
     draw_arms(left, rows, "accuracy")
     left.set_title("LAMBADA")
-    bare = rows[rows["intervention"] == ""].set_index(["N", "seed"])["value"]
+    bare = rows[rows["intervention"] == ""].set_index(["N", "seed"])[["value", "lo", "hi"]]
     tax = rows[rows["intervention"] != ""].copy()
-    own = bare.reindex(tax.set_index(["N", "seed"]).index).to_numpy(float)
-    tax["value"], tax["lo"], tax["hi"] = own - tax["value"], own - tax["hi"], own - tax["lo"]
+    own, own_lo, own_hi = bare.reindex(tax.set_index(["N", "seed"]).index).to_numpy(float).T
+    with_it, lo, hi = tax[["value", "lo", "hi"]].to_numpy(float).T
+    tax["value"] = own - with_it
+    tax["lo"] = tax["value"] - np.hypot(own - own_lo, hi - with_it)
+    tax["hi"] = tax["value"] + np.hypot(own_hi - own, with_it - lo)
     style.zero_line(right)
     if len(tax):
         draw_arms(right, tax.dropna(subset=["value"]), "accuracy lost")
@@ -220,10 +224,10 @@ def lambada_formats(table: "pd.DataFrame") -> "Figure":
     ax = axes[0, 0]
     names = {task: look for task, look in names.items() if task in set(rows["task"])}
     for index, (task, (label, color, marker)) in enumerate(names.items()):
-        style.band(ax, pooled(rows[rows["task"] == task]), "N", label, color, marker, _shift(index, len(names)))
+        style.band(ax, pooled(rows[rows["task"] == task]), "N", label, color, marker, _shift(index, len(names), rows))
     style.size_axis(ax, sorted(rows["N"].astype(float).unique()))
     ax.set_ylabel("accuracy")
-    ax.set_title("LAMBADA: the format matters")
+    ax.set_title("LAMBADA in its formats")
     style.legend_below(figure, [ax], columns=2)
     return figure
 
@@ -280,7 +284,8 @@ FIGURES = {
         lambada,
         "LAMBADA and what an intervention costs on it",
         "As the paper's figure 7. Left: accuracy of the last word. Right: accuracy of the bare model less that with "
-        "the intervention, so above zero is a tax. (In the paper's figure the sign is the opposite of its label.)",
+        "the intervention, so above zero is a tax; its intervals are as wide as for two sets of passages. (In the "
+        "paper's figure the sign is the opposite of its label.)",
         numbers=(7,),
         stage="evaluate",
     ),

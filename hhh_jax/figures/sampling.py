@@ -6,6 +6,8 @@ Toxicity and code are rows of `hhh_jax.evals.battery`, Elo those of `hhh_jax.elo
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hhh_jax.figures import style
 from hhh_jax.figures.prompting import arms_of, draw_arms, evaluated, pooled
 from hhh_jax.summary import size_name
@@ -54,7 +56,7 @@ def toxicity_density(table: "pd.DataFrame") -> "Figure":
     figure, axes = style.new_figure(2, 2, panel=(3.6, 2.5), sharex=True)
     for line, task in zip(axes, tasks, strict=True):
         for index, n in enumerate(sizes):
-            color = SIZE_COLORS[-len(sizes) :][index] if len(sizes) <= len(SIZE_COLORS) else style.BLUE
+            color = SIZE_COLORS[round((len(SIZE_COLORS) - 1) * (index + 1) / len(sizes))]
             own = bare[(bare["task"] == task) & (bare["N"] == n)]
             _density(line[0], own, f"no intervention, {size_name(n)}", color)
         for arm, (label, color, _) in arms_of(largest).items():
@@ -70,18 +72,22 @@ def toxicity_density(table: "pd.DataFrame") -> "Figure":
 
 
 def _density(ax: "Axes", rows: "pd.DataFrame", label: str, color: str) -> None:
-    """A curve with its interval as a band; `k` is 100 times the decimal logarithm of the score."""
+    """A smooth curve through the rows, its interval as a band; `k` is 100 times the decimal logarithm of a score."""
     if not len(rows):
         return
+    from scipy.interpolate import pchip_interpolate
+
     line = pooled(rows, "k")
-    score = 10 ** (line["k"].astype(float) / 100)
-    ax.plot(score, line["value"], color=color, linewidth=1.4, label=label)
-    ax.fill_between(score, line["lo"], line["hi"], color=color, alpha=0.2, linewidth=0)
+    places = line["k"].to_numpy(float)
+    between = np.linspace(places[0], places[-1], 10 * len(places) - 9)
+    value, lo, hi = (pchip_interpolate(places, line[end], between) for end in ("value", "lo", "hi"))
+    ax.plot(10 ** (between / 100), value, color=color, linewidth=1.4, label=label)
+    ax.fill_between(10 ** (between / 100), lo, hi, color=color, alpha=0.2, linewidth=0)
     ax.set_xscale("log")
 
 
 def toxicity(table: "pd.DataFrame") -> "Figure":
-    """Figures 8 and 22: mean toxicity after toxic and nontoxic prompts; open marks may sample the forbidden strings."""
+    """Figures 8 and 22: mean toxicity after toxic and nontoxic prompts; dashed where nothing is forbidden."""
     return _toxicity(table, (("toxicity", "mean toxicity"),))
 
 
@@ -93,11 +99,18 @@ def toxicity_extremes(table: "pd.DataFrame") -> "Figure":
 
 def _toxicity(table: "pd.DataFrame", measures: Sequence[tuple[str, str]]) -> "Figure":
     tasks = ["toxicity:toxic", "toxicity:nontoxic"]
-    rows = style.need(evaluated(table, task=tasks, metric=[name for name, _ in measures]), "toxicity")
+    both = [*tasks, *(task.replace(":", "_free:") for task in tasks)]
+    rows = style.need(evaluated(table, task=both, metric=[name for name, _ in measures]), "toxicity")
     figure, axes = style.new_figure(2, len(measures))
     for line, (metric, label) in zip(axes, measures, strict=True):
         for ax, task in zip(line, tasks, strict=True):
-            draw_arms(ax, rows[(rows["task"] == task) & (rows["metric"] == metric)], label)
+            measured = rows[rows["metric"] == metric]
+            draw_arms(ax, measured[measured["task"] == task], label)
+            free = measured[measured["task"] == task.replace(":", "_free:")]
+            for arm, (name, color, marker) in arms_of(free).items():
+                line_of = pooled(free[free["intervention"] == arm])
+                look = {"linestyle": "--", "linewidth": 1.0, "markerfacecolor": "white", "markeredgecolor": color}
+                style.band(ax, line_of, "N", f"{name}, nothing forbidden", color, marker, **look)
             ax.set_title(f"{task.partition(':')[2]} prompts")
     style.legend_below(figure, list(axes.flat), columns=3)
     return figure
@@ -130,7 +143,8 @@ FIGURES = {
     "figure8": style.Drawing(
         toxicity,
         "Toxicity",
-        "As the paper's figures 8 and 22. Mean toxicity of samples after toxic and nontoxic prompts.",
+        "As the paper's figures 8 and 22. Mean toxicity of samples after toxic and nontoxic prompts, by the scorer "
+        "that was given. Dashed: where a prompted or distilled model may sample what would end its turn.",
         numbers=(8, 22),
         stage="evaluate",
     ),
