@@ -97,6 +97,12 @@ def test_figures_14_and_15_draw_every_arm_and_baseline(table):
     assert dots == [3 * len(SIZES)] * 3  # three objectives, a dot a seed
 
 
+def test_no_figure_fails_where_every_run_differs_by_an_intervention(table):
+    assert all(figure for _, figure in figures.each_of(table.assign(intervention="flip_10")))
+    with pytest.raises(style.NoRows, match="finetuning from the language model"):
+        figures.FIGURES["figures14_15"].draw(table.assign(intervention="flip_10"))
+
+
 def test_figure_4_draws_accuracy_and_gain_over_pairs(table):
     left, right = figures.FIGURES["figure4"].draw(table).axes
     where = {"stage": "summary", "task": "mean:all", "N": PMP_SIZE}

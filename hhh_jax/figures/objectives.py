@@ -71,7 +71,7 @@ def tasks(table: "pd.DataFrame") -> "Figure":
     from hhh_jax.data.datasets import kind as kind_of
 
     rows = style.select(
-        table, stage="summary", objective=["preference", "imitation"], init="lm", metric="accuracy"
+        table, stage="summary", objective=["preference", "imitation"], init="lm", metric="accuracy", intervention=""
     )
     rows = style.need(
         rows[~rows["task"].str.startswith(("symbols:", "mean:"))], "finetuning from the language model"
