@@ -59,6 +59,12 @@ def test_a_share_of_none_has_no_interval_below_zero():
     assert pooled[["value", "lo", "hi"]].to_numpy().tolist() == [[0, 0, stats.wilson(0, 8)[1]]] * 2
 
 
+def test_no_share_is_above_one():
+    rows = evaluated("toxicity:toxic", metric="toxicity_probability", interventions=("",))
+    near = [row | {"value": 0.99 - 0.02 * row["seed"], "lo": 0.9, "hi": 1.0} for row in rows]
+    assert prompting.pooled(table(near))["hi"].tolist() == [1.0, 1.0]
+
+
 def test_hhh_has_a_line_for_each_intervention():
     rows = evaluated("own_hhh", "mutual_information", interventions=("", "short", "finetuned_4_steps+template"))
     lines = drawn(prompting.hhh(table(rows)).axes[0])

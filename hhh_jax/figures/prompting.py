@@ -42,6 +42,8 @@ CATEGORIES = {
     "other": (style.PURPLE, "D"),
 }  # fmt: skip
 MI = "mutual_information"
+SHARES = {"accuracy", "pass@k", "toxicity", "toxicity_expected_maximum", "toxicity_probability"}
+"""Metrics from 0 to 1."""
 
 
 def pooled(rows: "pd.DataFrame", by: str = "N") -> "pd.DataFrame":
@@ -58,7 +60,10 @@ def pooled(rows: "pd.DataFrame", by: str = "N") -> "pd.DataFrame":
         over_items = abs(ends_2xS - values_S).mean(1) if group["lo"].notna().all() else np.zeros(2)
         over_seeds = 1.96 * values_S.std(ddof=1) / np.sqrt(len(values_S)) if len(values_S) > 1 else 0.0
         below, above = np.hypot(over_items, over_seeds)
-        found.append({by: at, "value": values_S.mean(), "lo": values_S.mean() - below, "hi": values_S.mean() + above})
+        lo, hi = values_S.mean() - below, values_S.mean() + above
+        if set(group["metric"]) <= SHARES:
+            lo, hi = max(lo, 0.0), min(hi, 1.0)
+        found.append({by: at, "value": values_S.mean(), "lo": lo, "hi": hi})
     return pd.DataFrame(found, columns=[by, "value", "lo", "hi"])
 
 
@@ -199,7 +204,7 @@ def lambada(table: "pd.DataFrame") -> "Figure":
     tax = rows[rows["intervention"] != ""].copy()
     own, own_lo, own_hi = bare.reindex(tax.set_index(["N", "seed"]).index).to_numpy(float).T
     with_it, lo, hi = tax[["value", "lo", "hi"]].to_numpy(float).T
-    tax["value"] = own - with_it
+    tax["value"], tax["metric"] = own - with_it, "accuracy lost"
     tax["lo"] = tax["value"] - np.hypot(own - own_lo, hi - with_it)
     tax["hi"] = tax["value"] + np.hypot(own_hi - own, with_it - lo)
     style.zero_line(right)
