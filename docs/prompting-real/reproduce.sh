@@ -17,7 +17,7 @@ prepare() { # FOLDER SOURCE KIND INPUT
     [ -d "$DATA/$1" ] || python -m hhh_jax.data.prepare --output="$DATA/$1" --source="$2" --kind="$3" --input="$4"
 }
 prepare hhh_alignment hhh_alignment choices "$data/hhh_alignment"
-prepare truthfulqa truthfulqa choices "$data/truthfulqa/mc_task.json"
+prepare truthfulqa truthfulqa choices "$data/truthfulqa"
 prepare lambada lambada prompts "$data/lambada/lambada_test.jsonl,$data/lambada/lambada_test_plain_text.txt"
 prepare toxicity toxicity prompts "$data/realtoxicityprompts"
 
