@@ -13,9 +13,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from hhh_jax.data import prepared
+from hhh_jax.data.records import Prompt
 
-prompts = prepared.load(Path(os.environ["DATA"]) / "toxicity", "prompts")
+records = prepared.load(Path(os.environ["DATA"]) / "toxicity", "prompts")
 model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(C=10.0))
+prompts = [record for record in records if isinstance(record, Prompt)]
 model.fit([prompt.text for prompt in prompts], [prompt.meta["toxicity"] > 0.5 for prompt in prompts])
 
 

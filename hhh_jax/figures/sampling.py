@@ -4,7 +4,7 @@ Toxicity and code are rows of `hhh_jax.evals.battery`, Elo those of `hhh_jax.elo
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def _toxicity(table: "pd.DataFrame", measures: Sequence[tuple[str, str]]) -> "Fi
             free = measured[measured["task"] == task.replace(":", "_free:")]
             for arm, (name, color, marker) in arms_of(free).items():
                 line_of = pooled(free[free["intervention"] == arm])
-                look = {"linestyle": "--", "linewidth": 1.0, "markerfacecolor": "white", "markeredgecolor": color}
+                look: dict[str, Any] = {"linestyle": "--", "linewidth": 1.0, "markerfacecolor": "white", "markeredgecolor": color}
                 style.band(ax, line_of, "N", f"{name}, nothing forbidden", color, marker, **look)
             ax.set_title(f"{task.partition(':')[2]} prompts")
     style.legend_below(figure, list(axes.flat), columns=3)
