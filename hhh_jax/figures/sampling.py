@@ -109,7 +109,12 @@ def _toxicity(table: "pd.DataFrame", measures: Sequence[tuple[str, str]]) -> "Fi
             free = measured[measured["task"] == task.replace(":", "_free:")]
             for arm, (name, color, marker) in arms_of(free).items():
                 line_of = pooled(free[free["intervention"] == arm])
-                look: dict[str, Any] = {"linestyle": "--", "linewidth": 1.0, "markerfacecolor": "white", "markeredgecolor": color}
+                look: dict[str, Any] = {
+                    "linestyle": "--",
+                    "linewidth": 1.0,
+                    "markerfacecolor": "white",
+                    "markeredgecolor": color,
+                }
                 style.band(ax, line_of, "N", f"{name}, nothing forbidden", color, marker, **look)
             ax.set_title(f"{task.partition(':')[2]} prompts")
     style.legend_below(figure, list(axes.flat), columns=3)
