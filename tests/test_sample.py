@@ -232,7 +232,7 @@ def test_refusals(params, tokenizer):
         sample(scorer, tokenizer, prompts_of(48), Decoding())
     with pytest.raises(UserError, match="prompt prompt 0: it is empty"):
         sample(scorer, tokenizer, prompts_of(0), Decoding())
-    with pytest.raises(UserError, match="prefix of 48 tokens"):
+    with pytest.raises(UserError, match="of 48 tokens leaves no room"):
         compute_prefix(scorer, np.arange(48, dtype=np.int32))
     for wrong in ({"n": 0}, {"top_p": 0.0}, {"temperature": -1.0}, {"max_new_tokens": 0}):
         with pytest.raises(UserError, match="sampling takes"):
