@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -183,11 +184,22 @@ def is_done(workdir: Path, run: Planned) -> bool:
 
 
 def seconds_left(workdir: Path, planned: Sequence[Planned]) -> float:
-    """Estimated seconds of what is not done on one worker, at the speed of what is done, else at a guess."""
-    done = [run for run in planned if is_done(workdir, run) and run.config is not None]
-    spent = sum(json.loads((workdir / "runs" / run.name / "DONE.json").read_text())["run_seconds"] for run in done)
-    speed = sum(map(flops, done)) / spent if spent > 10 else FLOPS_PER_CORE
-    return sum(flops(run) for run in planned if not is_done(workdir, run)) / speed
+    """Estimated seconds of what is not done on one worker: training at the speed of what is done, else at a guess; a
+    job as long as the mean of those of its kind, and nothing before the first is done."""
+    done = {
+        run.name: float(json.loads((workdir / "runs" / run.name / "DONE.json").read_text())["run_seconds"])
+        for run in planned if is_done(workdir, run)
+    }  # fmt: skip
+    trained = [run for run in planned if run.config is not None and run.name in done]
+    spent = sum(done[run.name] for run in trained)
+    speed = sum(map(flops, trained)) / spent if spent > 10 else FLOPS_PER_CORE
+    of_kind: dict[str, list[float]] = {}
+    for run in planned:
+        if run.job is not None and run.name in done:
+            of_kind.setdefault(run.job.module, []).append(done[run.name])
+    left = [run for run in planned if run.name not in done]
+    jobs = (of_kind.get(run.job.module, [0.0]) for run in left if run.job is not None)
+    return sum(map(flops, left)) / speed + sum(map(statistics.fmean, jobs))
 
 
 def execute(

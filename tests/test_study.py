@@ -193,6 +193,26 @@ def test_a_file_that_is_no_study(tmp_path):
         study.load_study(str(tmp_path / "x.py"))
 
 
+def test_the_time_left_is_that_of_like_runs(tmp_path):
+    other = study.Job("human_model", {})
+    planned = [
+        *(study.Planned(f"train-{n}", config.base_config("pretrain", "12k")) for n in range(3)),
+        *(study.Planned(f"job-{n}", job=BASELINES) for n in range(4)),
+        study.Planned("another-job", job=other),
+    ]
+
+    def done(name: str, seconds: float) -> None:
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "DONE.json").write_text(json.dumps({"run_seconds": seconds}))
+
+    guess = study.seconds_left(tmp_path, planned)
+    assert guess == pytest.approx(3 * study.flops(planned[0]) / study.FLOPS_PER_CORE)
+    done("train-0", 20.0)
+    done("job-0", 4.0)
+    done("job-1", 8.0)
+    assert study.seconds_left(tmp_path, planned) == pytest.approx(2 * 20 + 2 * 6)
+
+
 @pytest.fixture(scope="module")
 def whole(study_file, tmp_path_factory) -> tuple[Path, int, str]:
     """Folder, exit status and output of the study with its broken runs, which nobody kills."""
