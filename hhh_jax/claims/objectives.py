@@ -36,8 +36,6 @@ from hhh_jax.summary import (
 IMITATION = {"stage": "finetune", "objective": "imitation"}
 """Rows of a study that is about objectives."""
 
-
-
 DPO = {"stage": "finetune", "objective": "dpo"}
 """Rows of a study that is about DPO too."""
 
