@@ -10,7 +10,8 @@ import pytest
 
 from hhh_jax import config
 from hhh_jax.errors import UserError
-from hhh_jax.model import CPU_LADDER, PAPER_LADDER
+from hhh_jax.model import CPU_LADDER, PAPER_LADDER, count_params
+from hhh_jax.optim import pretraining_lr
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -25,6 +26,12 @@ def get_config(path: Path, arg: str):
 
 def test_there_is_a_file_for_every_stage():
     assert {path.stem for path in FILES} == set(config.STAGES)
+
+
+@pytest.mark.parametrize("rung", [*CPU_LADDER, *PAPER_LADDER])
+def test_the_rate_is_that_of_the_parameters_that_the_model_has(rung):
+    c = config.base_config("pretrain", rung)
+    assert c.optim.lr == pretraining_lr(count_params(config.model_config(c, 300))["n"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
