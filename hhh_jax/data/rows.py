@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -175,9 +176,10 @@ def text(row: Any, *path: str | int) -> str:
 
 
 def number(row: Any, *path: str | int) -> float:
-    """The number at `path` in a row. Raises Skip if there is none; NaN is none."""
+    """The number at `path` in a row. Raises Skip if there is none; NaN and Infinity are none."""
     value = _at(row, path)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or (isinstance(value, float) and not math.isfinite(value)):
         raise Skip(f"{_dotted(path)} is not a number")
     return value
 

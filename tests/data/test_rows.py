@@ -100,7 +100,7 @@ def test_csv_rows_read_what_csv_writes(table):
 
 
 def test_fields_are_checked():
-    row = {"a": {"b": ["x", 1, True, "2", "\ud800", "1" * 5000, float("nan")]}}
+    row = {"a": {"b": ["x", 1, True, "2", "\ud800", "1" * 5000, float("nan"), float("-inf")]}}
     assert rows.text(row, "a", "b", 0) == "x" and rows.number(row, "a", "b", 1) == 1
     assert rows.index(row, 3, "a", "b", 3) == 2 and rows.index(row, 2, "a", "b", 1) == 1
     for read, reason in (
@@ -110,6 +110,7 @@ def test_fields_are_checked():
         (lambda: rows.text(None, "a"), "no field a"),
         (lambda: rows.number(row, "a", "b", 2), "is not a number"),
         (lambda: rows.number(row, "a", "b", 6), "is not a number"),
+        (lambda: rows.number(row, "a", "b", 7), "is not a number"),
         (lambda: rows.index(row, 2, "a", "b", 2), r"is not in 0\.\.1"),
         (lambda: rows.index(row, 2, "a", "b", 3), r"is not in 0\.\.1"),
         (lambda: rows.index(row, 2, "a", "b", 5), r"is not in 0\.\.1"),
