@@ -6,7 +6,8 @@
 #   bash launch/local.sh gallery [NAME...]    the embedded form of every study of configs/studies/ (or of those named), and
 #                                             one page with all figures, gallery/gallery.html in the same folder. It
 #                                             resumes; beyond the study above it takes about a minute a study.
-#   bash launch/local.sh test [arguments]     the tests; arguments go to pytest
+#   bash launch/local.sh test [arguments]     the tests; arguments go to pytest. The slowest are left out: -m slow runs
+#                                             those, -m "" all
 #   bash launch/local.sh parity [arguments]   the tests against PyTorch and transformers (installed first), and those on
 #                                             the real data in the folder that $HHH_JAX_DATA names
 #   bash launch/local.sh bench [NAME...]      benchmarks, all or those named, against PyTorch and TRL (installed first) and

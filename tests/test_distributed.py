@@ -93,6 +93,7 @@ def metrics(workdir: Path, since: float = 0.0) -> list[dict[str, Any]]:
 # What is saved
 
 
+@pytest.mark.slow
 def test_what_four_processes_save_two_and_one_restore_bit_for_bit(tmp_path):
     """The two find the newest checkpoint damaged, where only one of them looks, and agree on the one before."""
     program = [HERE / "many_processes.py", tmp_path]
@@ -203,6 +204,7 @@ def story(config, tmp_path_factory) -> Story:
     return Story(stopped, stops, saved, left, seconds)
 
 
+@pytest.mark.slow
 def test_when_one_dies_the_others_stop_with_a_clear_last_line(story):
     for stopped, killed, seconds in zip(story.stops[:2], (2, 0), story.seconds[:2], strict=True):
         assert seconds < 60
@@ -214,12 +216,14 @@ def test_when_one_dies_the_others_stop_with_a_clear_last_line(story):
             assert "start all processes again with the same command: the run goes on from its last checkpoint" in last
 
 
+@pytest.mark.slow
 def test_a_kill_within_a_save_leaves_the_checkpoint_before(story):
     first, second, _ = story.steps
     assert first and first[-1] % EVERY == 0
     assert len(story.left) == 1 and int(story.left[0].partition(".")[0]) == second[-1] + EVERY
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_saves_in_both_and_exits_0(story):
     assert [code for code, *_ in story.stops[2]] == [0, 0], story.stops[2]
     step = story.steps[2][-1]
@@ -227,6 +231,7 @@ def test_sigterm_to_one_of_two_saves_in_both_and_exits_0(story):
     assert story.steps[1][-1] < step < TOTAL
 
 
+@pytest.mark.slow
 def test_it_ends_as_an_uninterrupted_run_of_one_process(story, uninterrupted):
     """Within 1e-5: sums are taken in another order. What is counted is the same."""
     ours, theirs = metrics(story.workdir), metrics(uninterrupted)

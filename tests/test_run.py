@@ -200,6 +200,7 @@ def assert_same_record(one: Path, other: Path) -> None:
     assert content(one) == content(other)
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_changes_nothing(pairs, pretrained, tmp_path):
     """Of a run whose first process dies early on, and the second one, which went on with it, later."""
     c = tiny("ranked", pairs, init__checkpoint=pretrained, checkpoint__every_steps=5, epochs=2.0)
@@ -217,6 +218,7 @@ def test_kill_9_at_random_moments_changes_nothing(pairs, pretrained, tmp_path):
     assert_same_record(tmp_path / "killed", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_sigterm_and_ctrl_c_save_and_the_run_goes_on_bit_for_bit(corpus, tmp_path):
     c = tiny("pretrain", corpus, tokens=4 * 64 * 400, checkpoint__every_steps=1000, log_every=1)
     metrics = tmp_path / "stopped" / "metrics.jsonl"

@@ -188,6 +188,7 @@ def test_samples_end(params, tokenizer):
     assert [len(each.tokens) for (each,) in full] == [8, 3]
 
 
+@pytest.mark.slow
 def test_eight_devices_score_and_sample_as_one():
     quick = (f"--{flag}={value}" for flag, value in reference.QUICK_TO_COMPILE.items())
     flags = " ".join(["--xla_force_host_platform_device_count=8", *quick])

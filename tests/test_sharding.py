@@ -141,6 +141,7 @@ def differences() -> dict:
     return {(what, case): rest for what, case, *rest in lines}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("objective", reference.OBJECTIVES)
 def test_eight_devices_equal_one(differences, objective, case):
@@ -148,12 +149,14 @@ def test_eight_devices_equal_one(differences, objective, case):
     assert loss < 1e-6 and gradient < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["step", "step of rewards alone"])
 def test_a_step_of_two_seeds_and_two_microbatches_on_eight_devices_equals_one(differences, what):
     loss, gradient = differences[what, "2x2x2"]
     assert loss < 1e-6 and gradient < 1e-5
 
 
+@pytest.mark.slow
 def test_splash_on_its_own_rows_and_heads_equals_plain_attention(differences):
     output, gradient = differences["splash", "2x2x2"]
     assert output < 1e-5 and gradient < 1e-5

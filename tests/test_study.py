@@ -222,6 +222,7 @@ def whole(study_file, tmp_path_factory) -> tuple[Path, int, str]:
     return folder, process.returncode, output
 
 
+@pytest.mark.slow
 def test_a_broken_run_is_reported_and_the_others_go_on(whole):
     folder, code, output = whole
     assert code == 1, output
@@ -232,6 +233,7 @@ def test_a_broken_run_is_reported_and_the_others_go_on(whole):
     assert (folder / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_killed_three_times_the_table_is_the_same(whole, study_file, tmp_path):
     """As that of a study that nobody killed, to which broken runs add no rows."""
     file = study_file(2)

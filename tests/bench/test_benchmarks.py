@@ -27,15 +27,18 @@ def test_every_file_is_a_benchmark():
     assert not {"harness", "contenders", "__main__"} & set(program.names())
 
 
+@pytest.mark.slow
 def test_prepare(tmp_path):
     rows = run("prepare", tmp_path)
     assert rows.keys() == dumps.DUMPS.keys() | {"stackexchange, whole command"}
 
 
+@pytest.mark.slow
 def test_loader(tmp_path):
     assert run("loader", tmp_path).keys() == {"documents", "pairs"}
 
 
+@pytest.mark.slow
 def test_prefix(tmp_path):
     assert run("prefix", tmp_path).keys() == {"score, recomputed", "sample, recomputed"}
 
