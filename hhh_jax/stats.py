@@ -292,6 +292,7 @@ def fit_offset(loss_BxR: np.ndarray, n_params_R: Sequence[float]) -> np.ndarray:
 
 def _interval(value: float, draws_B: np.ndarray, samples: Sequence[Sample]) -> Estimate:
     lo, hi = (float(q) for q in np.quantile(draws_B, [0.025, 0.975]))
+    lo, hi = min(lo, value), max(hi, value)  # where nothing varies, rounding may put them on one side of it
     n_items, n_groups = sum(s.n_items for s in samples), sum(s.values.shape[1] for s in samples)
     return Estimate(value, lo, hi, n_items, samples[0].values.shape[0], n_groups)
 

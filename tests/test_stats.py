@@ -250,3 +250,12 @@ def test_calibration_error_tells_calibrated_from_overconfident():
     right = rng.random(len(margin)) < 1 / (1 + np.exp(-margin))
     calibrated, twice = (stats.calibration_error(1 / (1 + np.exp(-scale * margin)), right) for scale in (1, 2))
     assert calibrated < 0.01 and 0.03 < twice < 0.2
+
+
+def test_where_nothing_varies_the_interval_holds_the_value():
+    """As of a model that gives all of ETHICS' virtue items, one right of five a group, the same label."""
+    groups_I = np.arange(1000) // 5
+    right_SxI = np.tile(np.arange(1000) % 5 != 0, (3, 1))
+    found = stats.estimate([stats.sample(right_SxI, groups_I)])
+    assert found.lo <= found.value <= found.hi
+    assert found.value == pytest.approx(0.8) and found.hi - found.lo < 1e-12

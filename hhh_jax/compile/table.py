@@ -86,7 +86,7 @@ def key(c: Any, chip: str, size: str, quick: bool) -> str:
 def line(names: str, r: dict[str, Any]) -> str:
     """One row of the table."""
     if not r["fits"]:
-        return f"| {r['rung']} | {names} | {r['topology']} | | does not fit | | | | | |"
+        return f"| {r['rung']} | {names} | {r['topology']} | | does not fit | | | | | | |"
     stays = ("parameters", "optimizer", "best", "reference")
     kept = sum(size for name, size in r["hbm_parts"].items() if name in stays)
     mesh = ", ".join(map(str, r["mesh"]))
