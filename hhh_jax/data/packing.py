@@ -339,9 +339,10 @@ class TokenizedDocuments(Sequence[np.ndarray]):
 class DocumentStream:
     """Documents as one endless stream of tokens, each followed by the delimiter; any row of it is found at once.
 
-    An epoch is a permutation of the documents that depends on (seed, epoch) only, laid end to end and cut into rows of
-    `length` tokens. A document that a cut divides goes on as a segment of its own; every token but the first of a
-    document is predicted exactly once an epoch, except in the last, incomplete row, which is left out.
+    An epoch is a permutation of the documents laid end to end, cut into rows of `length` tokens, and a permutation of
+    these rows, so that neither a batch nor a stretch of training is of one long document; both depend on (seed, epoch)
+    only. A document that a cut divides goes on as a segment of its own; every token but the first of a document is
+    predicted exactly once an epoch, except in the last, incomplete row, which is left out.
 
     Args:
       documents: token ids of each document, the delimiter included.
@@ -355,16 +356,19 @@ class DocumentStream:
         self.length, self.seed, self.total = length, seed, int(self.sizes_D.sum())
         # The incomplete last row is left out of an epoch, unless there is no other.
         self.rows_per_epoch = -(-self.total // length) if seed is None else max(self.total // length, 1)
-        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._epoch: tuple[int, np.ndarray, np.ndarray, np.ndarray] | None = None
 
-    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Permutation ``[D]`` and, in that order, where each document begins in the epoch's stream ``[D]``."""
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Permutation of the documents ``[D]``; in that order, where each begins in the epoch's tokens ``[D]``; and
+        permutation of the rows ``[rows_per_epoch]``."""
         if self._epoch is None or self._epoch[0] != epoch:
-            n = len(self.sizes_D)
-            order_D = np.arange(n) if self.seed is None else np.random.default_rng((self.seed, epoch)).permutation(n)
+            order_D, row_N = np.arange(len(self.sizes_D)), np.arange(self.rows_per_epoch)
+            if self.seed is not None:
+                rng = np.random.default_rng((self.seed, epoch))
+                order_D, row_N = rng.permutation(order_D), rng.permutation(row_N)
             sizes_D = self.sizes_D[order_D]
-            self._epoch = epoch, order_D, np.cumsum(sizes_D) - sizes_D
-        return self._epoch[1], self._epoch[2]
+            self._epoch = epoch, order_D, np.cumsum(sizes_D) - sizes_D, row_N
+        return self._epoch[1:]
 
     def batch(self, first_row: int, rows: int, pad_id: int) -> tuple[Batch, Placement]:
         """Rows ``first_row`` to ``first_row + rows`` of the endless stream; past the end if `seed` is None, padding."""
@@ -373,8 +377,9 @@ class DocumentStream:
             epoch, row = divmod(first_row + r, self.rows_per_epoch)
             if self.seed is None and epoch > 0:
                 break
-            order_D, begins_D = self._order(epoch)
-            start, end = row * self.length, min((row + 1) * self.length, self.total)
+            order_D, begins_D, row_N = self._order(epoch)
+            start = int(row_N[row]) * self.length
+            end = min(start + self.length, self.total)
             d = int(np.searchsorted(begins_D, start, side="right")) - 1
             at, segment = start, 0
             while at < end:
