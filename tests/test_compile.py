@@ -111,9 +111,27 @@ print(sum(c.received() * c.times for c in found), {c.kind for c in found}, {len(
 def test_topologies_by_name():
     assert parse_topology("v5p:4x4x8", 2) == Topology("v5p", "4x4x8", 2)
     assert (parse_topology("v5p:4x4x8", 2).chips, parse_topology("v5e:4x4").chips) == (256, 16)
-    for text, message in (("v9:2x2", "there are v4, v5e"), ("v5e", "names no size; there are v5e: 2x2, 2x4")):
-        with pytest.raises(UserError, match=message):
-            parse_topology(text)
+    assert parse_topology("v5p:4x4x12").chips == 192, "built of cubes"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("v9:2x2", "there are v4, v5e"),
+        ("v5e", "names no size; there are v5e: 2x2, 2x4"),
+        ("v5e:0x4", "names no size"),
+        ("v5e:3x5", "no TPU topology v5e:3x5; there are v5e: 2x2, 2x4"),
+        ("v5e:4x4x4", "no TPU topology v5e:4x4x4"),
+        ("v5p:8x8", "no TPU topology v5p:8x8; there are v5p: 2x2x1"),
+        ("v5p:8x8x7", "no TPU topology v5p:8x8x7; there are v5p: 2x2x1, .* and more, by multiples of 4"),
+    ],
+)
+def test_topologies_that_are_not_to_be_had_are_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        parse_topology(text)
+
+
+def test_slices_are_listed_smallest_first():
     for chip in CHIPS.values():
         sizes = [Topology("", size).dims for size in chip.sizes]
         assert [int(np.prod(dims)) for dims in sizes] == sorted({int(np.prod(dims)) for dims in sizes})

@@ -90,7 +90,7 @@ class Topology:
         return f"{self.name}:{self.size}" + (f" x {self.slices} slices" if self.slices > 1 else "")
 
     def devices(self) -> Sequence[Any]:
-        """JAX's devices of it, which run nothing; raises UserError if there is no such topology, or no libtpu."""
+        """JAX's devices of it, which run nothing; raises UserError without libtpu or if it refuses."""
         import jax
         from jax.experimental import topologies
 
@@ -101,20 +101,25 @@ class Topology:
             name = f"{self.name}:{self.size}"
             return topologies.get_topology_desc(name, "tpu", **self.chip.options, **slices).devices
         except jax.errors.JaxRuntimeError as error:
-            if "INVALID_ARGUMENT" not in str(error):
-                raise UserError(f"libtpu refuses: {error}") from error
-            there = ", ".join(self.chip.sizes)
-            raise UserError(f"no TPU topology {self.name}:{self.size}; there are {self.name}: {there}") from error
+            raise UserError(f"libtpu refuses {self}: {str(error).splitlines()[0]}") from error
 
 
 def parse_topology(text: str, slices: int = 1) -> Topology:
-    """``v5p:4x4x4`` to a topology. Raises UserError for a chip that is not in `CHIPS` or a size that is none."""
+    """``v5p:4x4x4`` to a topology. Raises UserError for a chip that is not in `CHIPS` or a slice that is not to be had.
+
+    Slices in three dimensions are those of ``Chip.sizes`` and all that are built of cubes of 4x4x4.
+    """
     name, _, size = text.partition(":")
     if name not in CHIPS:
         raise UserError(f"no TPU named {name!r} in topology {text!r}; there are {', '.join(CHIPS)}")
-    if not re.fullmatch(r"\d+(x\d+){1,2}", size):
-        there = ", ".join(CHIPS[name].sizes)
-        raise UserError(f"topology {text!r} names no size; there are {name}: {there}")
+    chip = CHIPS[name]
+    there = f"{name}: {', '.join(chip.sizes)}" + (" and more, by multiples of 4" if chip.ici_axes == 3 else "")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", size):
+        raise UserError(f"topology {text!r} names no size; there are {there}")
+    dims = [int(extent) for extent in size.split("x")]
+    of_cubes = len(dims) == chip.ici_axes == 3 and all(extent % 4 == 0 for extent in dims)
+    if size not in chip.sizes and not of_cubes:
+        raise UserError(f"no TPU topology {text}; there are {there}")
     if slices < 1:
         raise UserError(f"{slices} slices of {text}: give one or more")
     return Topology(name, size, slices)
