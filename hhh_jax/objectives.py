@@ -105,7 +105,7 @@ class Outputs:
 
         def all_at_once(kernel_DxV: jax.Array, hidden_RxCxD: jax.Array, *arrays_RxC: jax.Array) -> jax.Array:
             r, c, d = hidden_RxCxD.shape
-            logits_NxV = lm_logits({"lm_head": {"kernel": kernel_DxV}}, hidden_RxCxD.reshape(-1, d))
+            logits_NxV = lm_logits({"lm_head": {"kernel": kernel_DxV}}, hidden_RxCxD.reshape(-1, d), self.mesh)
             return per_token(logits_NxV, *(x.reshape(r * c, *x.shape[2:]) for x in arrays_RxC)).reshape(r, c)
 
         def in_chunks(kernel_DxV: jax.Array, *arrays_RxT: jax.Array) -> jax.Array:

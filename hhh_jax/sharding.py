@@ -69,6 +69,11 @@ def platform(mesh: Mesh | None) -> str:
     return str(jax.default_backend() if mesh is None else mesh.devices.flat[0].platform)
 
 
+def on_cpu(mesh: Mesh | None) -> bool:
+    """Whether to compute in the form that suits a CPU; without a mesh too, as of shapes alone no device is asked."""
+    return mesh is None or platform(mesh) == "cpu"
+
+
 def row_multiple(mesh: Mesh) -> int:
     """What the number of rows of a batch must be a multiple of."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
@@ -205,9 +210,14 @@ def by_rows(mesh: Mesh | None, fn: Callable[..., jax.Array], shared: jax.Array, 
     """
     if mesh is None or row_multiple(mesh) == 1 or arrays_R[0].shape[0] % row_multiple(mesh):
         return fn(shared, *arrays_R)
-    rows = P(("data", "fsdp"))
+    groups = ("data", "fsdp")
+    rows = P(groups)
+
+    def of_one_group(shared: jax.Array, *arrays_R: jax.Array) -> jax.Array:
+        return fn(jax.lax.pcast(shared, groups, to="varying"), *arrays_R)
+
     specs = (P(), *[rows] * len(arrays_R))
-    mapped = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=rows, axis_names={"data", "fsdp"})
+    mapped = jax.shard_map(of_one_group, mesh=mesh, in_specs=specs, out_specs=rows, axis_names={*groups})
     return mapped(shared, *arrays_R)
 
 

@@ -16,6 +16,7 @@ from hhh_jax.model import (
     ModelConfig,
     abstract_params,
     count_params,
+    cpu_matmul,
     executed_flops_per_token,
     hidden_states,
     init_params,
@@ -265,3 +266,20 @@ def test_nothing_leaks():
     assert place == length - 3
     assert (moves_TxT[real, :][~sees_TxT[real, :]] == 0).all()
     assert (moves_TxT[sees_TxT] > 1e-6).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_matmul_of_cpus_has_the_gradients_of_any_other(dtype):
+    """By definition in float64, of inputs rounded to `dtype`; with a float32 result too, as the head has."""
+    rng = np.random.default_rng(0)
+    x, kernel, dy = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((6, 5), (5, 7), (6, 7)))
+    exact = [np.asarray(a, np.float64) for a in (x, kernel, dy)]
+    for out in (jnp.dtype(dtype), jnp.dtype("float32")):
+        y, pullback = jax.vjp(lambda x, kernel, out=out: cpu_matmul(x, kernel, out), x, kernel)
+        dx, dkernel = pullback(dy.astype(out))
+        assert (y.dtype, dx.dtype, dkernel.dtype) == (out, x.dtype, kernel.dtype)
+        rtol = 1e-5 if dtype == "float32" else 2e-2
+        for found, expected in (
+            (y, exact[0] @ exact[1]), (dx, exact[2] @ exact[1].T), (dkernel, exact[0].T @ exact[2])
+        ):  # fmt: skip
+            np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=rtol, atol=rtol)
