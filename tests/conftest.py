@@ -5,6 +5,7 @@ no folder with their files. With ``HHH_JAX_CI=1`` a skip that tests/expected_ski
 session, so that nothing drops out of continuous integration unseen.
 """
 
+import gc
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -19,6 +20,12 @@ HERE = Path(__file__).parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HERE.parent / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector the modules, which else cost a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -351,6 +351,7 @@ except UserError as error:
     assert "cannot save the checkpoint of step 2" in done.stdout and "it was the first" in done.stdout
 
 
+@pytest.mark.slow
 def test_kill_9_while_saving(tmp_path):
     """Whenever it is killed, the newest checkpoint is whole, and no older than the last one reported."""
     script = """

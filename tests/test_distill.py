@@ -181,6 +181,7 @@ def test_rows_of_another_form_or_length_are_refused(teacher, stored, tmp_path):
         run.run(tiny("discriminator", stored, init__checkpoint=teacher), tmp_path / "b", quiet=True)
 
 
+@pytest.mark.slow
 def test_a_discriminator_learns_what_tells_the_tokens_apart(teacher, stored, tmp_path):
     """Tokens with an even number are a person's: a planted label that a model of any size finds."""
     about = labeled_rows.read_about(stored)

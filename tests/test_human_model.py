@@ -69,6 +69,7 @@ def test_matched_texts_have_equally_many_tokens_and_whole_characters(loaded):
     assert matched(tokenizer, spellings, in_bytes("ab"), in_bytes(b"\xf0\x9f")) is None
 
 
+@pytest.mark.slow
 def test_a_file_that_was_interrupted_goes_on_to_the_same(loaded, corpus, tmp_path, monkeypatch):
     scorer, tokenizer = loaded
     documents = files.read_documents(str(corpus))[0]
@@ -110,6 +111,7 @@ def test_a_file_that_was_interrupted_goes_on_to_the_same(loaded, corpus, tmp_pat
     assert parts.read_bytes() == whole.read_bytes() and not partial.exists()
 
 
+@pytest.mark.slow
 def test_command_line(pretrained, corpus, tmp_path):
     output = tmp_path / "pairs.jsonl"
     command = [sys.executable, "-m", "hhh_jax.human_model", f"--checkpoint={pretrained}", f"--source={corpus}"]

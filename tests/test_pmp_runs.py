@@ -55,6 +55,7 @@ def test_pmp_is_tested_on_other_sources_by_reward(pairs, pretrained, tmp_path):
     assert names and {name.rpartition("/")[2] for name in names} == {"good", "bad"}
 
 
+@pytest.mark.slow
 def test_with_the_language_modeling_loss_alone_the_score_head_stays(pairs, pretrained, tmp_path):
     heads, kernels = [], []
     for steps in (1, 3):
@@ -86,6 +87,7 @@ def test_sources_are_put_together_by_name():
         datasets.load_pairs("edits+word", "test")
 
 
+@pytest.mark.slow
 def test_the_job_of_human_model_pairs_writes_what_pmp_reads(pretrained, corpus, tmp_path):
     asked = {"source": str(corpus), "kind": "documents", "limit": 12, "held_out": 4, "least": 4, "most": 12}
     human_model.job(tmp_path, after=pretrained, study="s", name="mine", **asked)

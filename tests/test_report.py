@@ -77,6 +77,7 @@ def test_the_loss_of_a_size_is_the_ladders_own(folder):
         assert f"{loss[n]:.3f}" in cells[1]
 
 
+@pytest.mark.slow
 def test_the_same_study_gives_the_same_bytes(folder, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(

@@ -134,6 +134,7 @@ def test_terms_are_recorded_apart_with_their_gradient_norms(ranked):
     assert min(first["pm_grad_norm"]) > 0 and min(first["lm_grad_norm"]) > 0
 
 
+@pytest.mark.slow
 def test_the_programs_of_an_update_compute_the_same(ranked, pairs, pretrained, tmp_path):
     """Those of batches of more and of fewer rows, and of updates that record the norms of terms and that do not."""
     c = tiny("ranked", pairs, init__checkpoint=pretrained, data__row_sizes=2, data__slots=2, term_norms_every=5)

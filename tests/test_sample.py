@@ -202,6 +202,7 @@ def test_eight_devices_score_and_sample_as_one():
     assert score < 1e-4 and logp < 1e-5 and same
 
 
+@pytest.mark.slow
 def test_command_line(pretrained, tmp_path):
     """Prompts from a file, and one after a prompt of its own; the same command gives the same samples."""
     prompts, prefix, out = tmp_path / "prompts.jsonl", tmp_path / "prefix.txt", tmp_path / "samples.jsonl"

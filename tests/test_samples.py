@@ -108,6 +108,7 @@ def test_problems_of_a_folder_are_of_one_format(tmp_path):
         problems.load("passage", "train")
 
 
+@pytest.mark.slow
 def test_a_job_writes_answers_pairs_and_shares_and_goes_on(corpus, pretrained, tmp_path):
     text = [document.text for document in datasets.load_documents(str(corpus), "train").records[:4]]
     asked = [Prompt(f"p{i}", " ".join(t.split()[:20]), f"p{i}", {"target": t.split()[20]}) for i, t in enumerate(text)]

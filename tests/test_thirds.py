@@ -107,6 +107,7 @@ def test_what_cannot_be_made_is_said(pretrained, ranked, texts, made, tmp_path):
         thirds.make(pretrained, tmp_path / "c", asked(texts, rows=2))
 
 
+@pytest.mark.slow
 def test_a_discriminator_trains_on_the_rows_and_is_judged(made, pretrained, tmp_path):
     c = tiny("discriminator", made, data__row_length=LENGTH, data__max_tokens=12, init__checkpoint=pretrained)
     run.run(c, tmp_path, quiet=True)

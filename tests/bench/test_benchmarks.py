@@ -57,6 +57,7 @@ def test_preference(tmp_path):
     assert rows.keys() == {"ethics utilitarianism (1, 0)", "ethics utilitarianism (1, 1)"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", dumps.DUMPS)
 def test_generated_input_is_as_published(name, tmp_path):
     """Nothing in it is damaged, it has the size asked for, and the same seed makes the same."""

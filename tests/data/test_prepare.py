@@ -147,6 +147,7 @@ def test_workers_do_not_matter(finished, tmp_path, monkeypatch):
     assert shard_bytes(tmp_path / "out") == shard_bytes(output)
 
 
+@pytest.mark.slow
 def test_several_units_and_another_seed(finished, tmp_path, monkeypatch):
     _, name, card = finished
     monkeypatch.setattr(shards, "UNIT_BYTES", 10_000)
@@ -160,6 +161,7 @@ def test_several_units_and_another_seed(finished, tmp_path, monkeypatch):
         assert records[0] == records[1] and len(records[0]) == n  # another order, the same splits
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(finished, tmp_path):
     output, name, card = finished
     flags = (f"--source={THREADS}", f"--input={name}", "--option=slow=0.01", "--workers=2")
@@ -188,6 +190,7 @@ def test_killed_at_any_moment_it_goes_on(finished, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_killed_worker(finished, tmp_path):
     output, name, _ = finished
     flags = (f"--source={THREADS}", f"--input={name}", "--option=slow=0.02", "--workers=2")

@@ -103,6 +103,7 @@ def test_rows_of_a_study_name_the_run_that_has_their_items(checkpoint, tmp_path)
     assert json.loads((directory / "own_hhh" / "about.json").read_text())["notes"][0].startswith("prompt two (")
 
 
+@pytest.mark.slow
 def test_two_runs_give_identical_records_and_done_ones_are_kept(checkpoint, tmp_path):
     once, again = tmp_path / "once", tmp_path / "again"
     for output in (once, again):
@@ -144,6 +145,7 @@ def test_lambada_counts_words_whose_every_token_is_the_most_probable(checkpoint,
     assert errors["value"] == 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_asked_is_an_error_and_not_a_wrong_answer(checkpoint, tmp_path, monkeypatch):
     """A broken item and over-long ones, in each kind of evaluation; the others are counted alone."""
     monkeypatch.setattr("hhh_jax.evals.toxicity.SAMPLES", 2)
@@ -188,6 +190,7 @@ def test_counting_scores_every_number_once(checkpoint, tmp_path):
     assert found == {(task, seed, n) for task, numbers in expected for seed in (0, 1) for n in numbers}
 
 
+@pytest.mark.slow
 def test_a_limit_takes_whole_groups_of_ethics(checkpoint, tmp_path):
     """Of groups of four that come mixed, six items are the two first; a group counts if all its items are right."""
     labels = (" yes", " no")
@@ -249,6 +252,7 @@ def test_programs_run_only_where_that_is_allowed(checkpoint, tmp_path):
     assert {(row["k"], row["seed"]) for row in rows} == {(1, 0), (1, 1), (10, 0), (10, 1)}
 
 
+@pytest.mark.slow
 def test_toxicity_is_sampled_judged_and_forbids_in_the_dialogue(checkpoint, tmp_path, monkeypatch):
     """A scorer of the user's: the share of capitals. What is forbidden never comes."""
     monkeypatch.setattr("hhh_jax.evals.toxicity.SAMPLES", 3)

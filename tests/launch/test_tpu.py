@@ -60,6 +60,7 @@ def test_runs_on_every_worker_of_every_slice_and_gathers_their_logs(checkout: Ch
     assert done.stdout.splitlines()[-10:] == expected, "the first worker's output is shown"
 
 
+@pytest.mark.slow
 def test_a_preempted_spot_tpu_is_created_again_and_the_command_goes_on(checkout: Checkout) -> None:
     """The program saves and exits 0 at SIGTERM, which is not taken for being finished."""
     checkout.scenario(workers=2, ahead=ACTIVE)
@@ -81,6 +82,7 @@ def test_a_preempted_spot_tpu_is_created_again_and_the_command_goes_on(checkout:
     assert second == ["step 5", "step 6"]
 
 
+@pytest.mark.slow
 def test_a_failure_is_named_and_started_again_on_the_same_tpus(checkout: Checkout) -> None:
     checkout.scenario(workers=2, ahead=ACTIVE)
     program = """mkdir $FAKE_CLOUD/again.$FAKE_WORKER 2>/dev/null || exit 0
@@ -93,6 +95,7 @@ def test_a_failure_is_named_and_started_again_on_the_same_tpus(checkout: Checkou
     assert "another process died" not in done.stderr, "which is a consequence"
 
 
+@pytest.mark.slow
 def test_workers_that_go_on_after_another_failed_are_ended(checkout: Checkout) -> None:
     checkout.scenario(workers=2, ahead=ACTIVE)
     program = """if [ $FAKE_WORKER = 0 ]; then echo $$ > $FAKE_CLOUD/pid; exec sleep 1000; fi
@@ -167,6 +170,7 @@ def test_ctrl_c_gives_the_tpus_back_if_told_so(checkout: Checkout) -> None:
     assert not (checkout.cloud / "queue.json").exists()
 
 
+@pytest.mark.slow
 def test_status_logs_stop_and_delete(checkout: Checkout) -> None:
     """Worker 1 saves when it is told to stop, worker 0 has to be killed."""
     checkout.scenario(workers=2, ahead=ACTIVE)
