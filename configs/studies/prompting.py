@@ -26,7 +26,8 @@ yours to choose; DIR then has ``toxicity`` and ``humaneval``:
                                           tokens leave no room for; nor is there any for 20 examples of LAMBADA
 
 What is committed as docs/prompting-real is of less, to be made in an hour on 2 cores; docs/prompting-real/reproduce.sh
-does so, with three sizes, 2e5 tokens, 50 items of an evaluation, 40 prompts for toxicity, and no code.
+does so, with three sizes, 2e5 tokens, 50 items of an evaluation, 40 prompts for toxicity and 10 problems
+of code.
 """
 
 from collections.abc import Iterator
