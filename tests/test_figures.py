@@ -188,3 +188,18 @@ def test_colors_are_told_apart_without_hue():
     """Objectives that share a panel also differ in marker, baselines in dashes."""
     assert len({marker for _, _, marker in style.OBJECTIVES.values()}) == len(style.OBJECTIVES)
     assert len({str(dashes) for _, dashes in style.BASELINES.values()}) == len(style.BASELINES)
+
+
+@pytest.mark.parametrize("panels", [1, 3])
+def test_a_legend_stays_within_the_figure(panels):
+    """A narrow figure puts long names one under the other; a wide one has all in a row."""
+    figure, axes = style.new_figure(panels)
+    for name in ("no intervention", "dialogue form alone", "distilled"):
+        axes[0, 0].plot([1, 2], label=name)
+    style.legend_below(figure, list(axes[0]))
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    left, right = legend.get_window_extent().intervalx
+    assert figure.bbox.x0 <= left < right <= figure.bbox.x1
+    heights = {text.get_window_extent().y0 for text in legend.get_texts()}
+    assert (len(heights) == 1) == (panels == 3)

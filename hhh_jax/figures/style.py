@@ -161,7 +161,10 @@ def zero_line(ax: "Axes", at: float = 0.0) -> None:
 
 
 def legend_below(figure: "Figure", axes: Sequence["Axes"], columns: int = 4) -> None:
-    """One legend for all panels, under them, each name once: lines with intervals first, then plain ones."""
+    """One legend for all panels, under them, each name once: lines with intervals first, then plain ones.
+
+    It has as many of `columns` as fit the figure's width.
+    """
     from matplotlib.container import ErrorbarContainer
 
     handles: dict[str, Any] = {}
@@ -169,9 +172,11 @@ def legend_below(figure: "Figure", axes: Sequence["Axes"], columns: int = 4) -> 
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     handles = dict(sorted(handles.items(), key=lambda item: not isinstance(item[1], ErrorbarContainer)))
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=min(columns, len(handles))
-    )
+    for n in range(min(columns, len(handles)), 0, -1):
+        legend = figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=n)
+        if n == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def save(figure: "Figure", path: Path) -> None:
