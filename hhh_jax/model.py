@@ -20,6 +20,7 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
 from hhh_jax import attention, sharding
@@ -117,9 +118,10 @@ def cpu_matmul(x_NxI: jax.Array, kernel_IxO: jax.Array, dtype: jnp.dtype) -> jax
     """``x @ kernel`` in `dtype`, in the form that XLA's CPU backend is fastest at.
 
     The kernel's gradient is the product of a transposed copy of ``x``: in place it takes up to 2.6 times as long, most
-    where kernels are wide, as the LM head's is.
+    where kernels are wide, as the LM head's is. Products of bfloat16 are added up and handed over in float32: those
+    that are asked for in bfloat16 make no use of the processor's instructions for it.
     """
-    return jnp.dot(x_NxI, kernel_IxO, preferred_element_type=dtype)
+    return jnp.dot(x_NxI, kernel_IxO, preferred_element_type=jnp.float32).astype(dtype)
 
 
 def _cpu_matmul_forward(
@@ -132,8 +134,15 @@ def _cpu_matmul_backward(
     _dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], dy_NxO: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x_NxI, kernel_IxO = saved
-    x_IxN = jax.lax.optimization_barrier(x_NxI.T)
-    return (dy_NxO @ kernel_IxO.T).astype(x_NxI.dtype), (x_IxN @ dy_NxO).astype(kernel_IxO.dtype)
+    dtype, product = x_NxI.dtype, functools.partial(jnp.dot, preferred_element_type=jnp.float32)
+    copied = _transposed_copy if dtype == jnp.bfloat16 else jnp.transpose
+    dx_NxI = product(dy_NxO.astype(dtype), copied(kernel_IxO))
+    return dx_NxI.astype(dtype), product(_transposed_copy(x_NxI), dy_NxO.astype(dtype)).astype(dtype)
+
+
+def _transposed_copy(x_NxM: jax.Array) -> jax.Array:
+    """What XLA would else leave in place and read across."""
+    return jax.lax.optimization_barrier(with_layout_constraint(x_NxM.T, Layout((0, 1))))
 
 
 cpu_matmul.defvjp(_cpu_matmul_forward, _cpu_matmul_backward)
