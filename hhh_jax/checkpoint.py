@@ -108,8 +108,6 @@ class Checkpoints:
         """Block until the save in progress is on disk. Raises UserError if it could not be written."""
         try:
             self._manager.wait_until_finished()
-        except TimeoutError:  # of a barrier
-            raise
         except (OSError, ValueError) as error:  # of a full disk, tensorstore makes a ValueError
             raise self._save_error(error) from error
 
@@ -151,6 +149,10 @@ class Checkpoints:
             (folder / CHECKSUMS).write_text(json.dumps(_checksums(folder, _files(folder)), indent=1))
 
     def _save_error(self, error: Exception) -> UserError:
+        import jax
+
+        if isinstance(error, TimeoutError) or (jax.process_count() > 1 and distributed.is_loss(error)):
+            raise error  # of a barrier, or of what else processes do together: this disk is not to blame
         for folder in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
             with contextlib.suppress(OSError):
                 folder.rmtree()  # it may hold the space that the user now lacks

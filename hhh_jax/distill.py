@@ -8,15 +8,18 @@ all others together (B.5). The rows are a dataset of their own (`hhh_jax.data.la
 with the part that it was at.
 
 Every text begins with the label of a person's turn, "Human:", and the prompt ends in front of it: the student learns to
-behave as if prompted wherever it sees that label. Half of the tokens are of such texts and half of questions with
-answers labeled "Assistant:" (the paper: Stack Exchange), where ``--dialogues`` names them. ``--prompt=none`` is the
-control that separates the prompt's effect from ordinary distillation. A prompt that is longer than the teacher's
+behave as if prompted wherever it sees that label. What a row has no room for goes on in the next one, behind the label
+of whose turn it is; texts come in one fixed random order. Half of the tokens are of such texts and half of questions
+with answers labeled "Assistant:" (the paper: Stack Exchange), where ``--dialogues`` names them. ``--prompt=none`` is
+the control that separates the prompt's effect from ordinary distillation. A prompt that is longer than the teacher's
 context is distilled by pieces: the student of ``--piece=1`` is the teacher of ``--piece=2``.
 """
 
 import functools
+import itertools
 import json
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +34,7 @@ from hhh_jax import run as run_lib
 from hhh_jax.cache import Cache
 from hhh_jax.checkpoint import read_extra
 from hhh_jax.data import datasets, labeled_rows
-from hhh_jax.data.packing import Batch, DocumentStream, tokenize_documents
+from hhh_jax.data.packing import Batch, empty_batch, tokenize_documents
 from hhh_jax.data.records import SPLITS, Document
 from hhh_jax.data.tokenizer import Tokenizer
 from hhh_jax.errors import UserError
@@ -124,19 +127,20 @@ def make(teacher_dir: Path, output: Path, asked: Asked) -> dict[str, Any]:
     labeled_rows.claim(output, source)
     if (output / "rows.json").exists():
         return labeled_rows.read_about(output)
-    streams = {split: DocumentStream(_texts(asked, split, tokenizer), length, None) for split in SPLITS}
     held_out = max(8, round(asked.rows * HELD_OUT))
     wanted = {"train": asked.rows, "validation": held_out, "test": held_out}
-    whole = {split: len(stream.tokens) // length for split, stream in streams.items()}
-    n_rows = {split: min(wanted[split], whole[split]) for split in SPLITS}
+    rows = {
+        split: list(itertools.islice(_rows(_texts(asked, split, tokenizer), length, tokenizer), wanted[split]))
+        for split in SPLITS
+    }
+    n_rows = {split: len(packed) for split, packed in rows.items()}
     if not all(n_rows.values()):
-        raise UserError(f"--data={asked.data}: too little text for rows of {length} tokens: {whole}")
+        raise UserError(f"--data={asked.data}: too little text for rows of {length} tokens: {n_rows}")
     teacher = _read_prompt(teacher_dir, c, tokenizer, asked.seed, prefix)
     for split in SPLITS:
         for part, first in enumerate(range(0, n_rows[split], PART_ROWS)):
             if not labeled_rows.part_folder(output, split, part).exists():
-                stop = min(first + PART_ROWS, n_rows[split])
-                arrays = _label(teacher, streams[split], first, stop, asked.k)
+                arrays = _label(teacher, rows[split][first : first + PART_ROWS], length, asked.k)
                 labeled_rows.write_part(output, split, part, arrays)
     about = source | {
         "form": "teacher", "rows": n_rows, "rows_wanted": wanted, "prompt": prompt, "prompt_tokens": len(prefix),
@@ -171,13 +175,39 @@ def _prompt_text(asked: Asked, tokenizer: Tokenizer, context: int) -> tuple[dict
 
 def _texts(asked: Asked, split: str, tokenizer: Tokenizer) -> list[np.ndarray]:
     """Token ids of the split's texts, documents and dialogues in turn so that both have as many tokens."""
-    documents = datasets.load_documents(asked.data, split).records
+    documents = _shuffled(datasets.load_documents(asked.data, split).records)
     plain = [Document(d.id, f"{prompts.HUMAN} {d.text.strip()}", d.group) for d in documents]
     if not asked.dialogues:
         return tokenize_documents(plain, tokenizer)
-    pairs = datasets.load_pairs(asked.dialogues, split).records
+    pairs = _shuffled(datasets.load_pairs(asked.dialogues, split).records)
     spoken = [Document(p.id, _dialogue(p.context, p.good), p.group) for p in pairs]
     return list(_in_turn([tokenize_documents(texts, tokenizer) for texts in (plain, spoken)]))
+
+
+def _shuffled(records: Sequence[Any]) -> list[Any]:
+    return random.Random("texts of a teacher").sample(list(records), len(records))
+
+
+def _rows(texts: Iterable[np.ndarray], length: int, tokenizer: Tokenizer) -> Iterator[list[np.ndarray]]:
+    """Rows of segments that begin with a label and have `length` tokens together, or a few less than that."""
+    labels = {label: tokenizer.encode(label) for label in (prompts.HUMAN, prompts.ASSISTANT)}
+    least = min(2 * max(map(len, labels.values())), length)  # so that a segment is more than its label
+    row: list[np.ndarray] = []
+    room = length
+    for text in texts:
+        rest = text
+        while len(rest):
+            if room < least:
+                yield row
+                row, room = [], length
+            segment, rest = rest[:room], rest[room:]
+            row.append(segment)
+            room -= len(segment)
+            if len(rest):
+                said = tokenizer.decode(segment)
+                rest = np.concatenate([labels[max(labels, key=said.rfind)], rest])
+    if row:
+        yield row
 
 
 def _dialogue(question: str, answer: str) -> str:
@@ -222,12 +252,12 @@ def _read_prompt(teacher_dir: Path, c: Any, tokenizer: Tokenizer, seed: int, pre
     return Teacher(model, params, tokenizer, cache, len(prefix), mesh, rows)
 
 
-def _label(teacher: Teacher, stream: DocumentStream, first: int, stop: int, k: int) -> dict[str, np.ndarray]:
-    """Rows ``first`` to ``stop`` of a stream of texts with the teacher's labels, as a part is stored."""
+def _label(teacher: Teacher, rows: Sequence[list[np.ndarray]], length: int, k: int) -> dict[str, np.ndarray]:
+    """`rows` with the teacher's labels, as a part is stored."""
     sharding = NamedSharding(teacher.mesh, PartitionSpec(("data", "fsdp")))
     parts = []
-    for start in range(first, stop, teacher.rows):
-        batch, _ = stream.batch(start, teacher.rows, teacher.tokenizer.pad_id)
+    for start in range(0, len(rows), teacher.rows):
+        batch = _batch(rows[start : start + teacher.rows], teacher.rows, length, teacher.tokenizer.pad_id)
         device = jax.tree.map(lambda x: jax.device_put(x, sharding), batch)
         ids_RxTxK, logps_RxTxK = _compiled_labels(teacher.model, k, teacher.offset, teacher.mesh)(
             teacher.params, teacher.cache, device
@@ -239,7 +269,19 @@ def _label(teacher: Teacher, stream: DocumentStream, first: int, stop: int, k: i
             "teacher_logps": np.asarray(logps_RxTxK),
         })  # fmt: skip
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {name: array[: stop - first] for name, array in whole.items()}
+    return {name: array[: len(rows)] for name, array in whole.items()}
+
+
+def _batch(rows: Sequence[list[np.ndarray]], count: int, length: int, pad_id: int) -> Batch:
+    batch, _ = empty_batch(count, length, 0, pad_id)
+    for r, row in enumerate(rows):
+        at = 0
+        for number, segment in enumerate(row, 1):
+            batch.tokens[r, at : at + len(segment)] = segment
+            batch.segment_ids[r, at : at + len(segment)] = number
+            at += len(segment)
+    batch.positions[:] = labeled_rows.positions(batch.segment_ids)
+    return batch
 
 
 @functools.lru_cache(maxsize=4)

@@ -87,7 +87,7 @@ def joined(coordinator: str, num_processes: int, process_id: int, heartbeat_time
     except KeyboardInterrupt:
         _leave("interrupted", 128 + signal.SIGINT)
     except Exception as error:
-        if _is_loss(error):
+        if is_loss(error):
             reason = " ".join(str(error).split())[:200]
             _leave(f"error: lost another process, which died or cannot be reached ({reason}); {AGAIN}", LOST)
         _leave(traceback.format_exc(), 1)
@@ -131,7 +131,7 @@ def _follow(supervisor: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _is_loss(error: Exception) -> bool:
+def is_loss(error: Exception) -> bool:
     """Whether a collective operation or a barrier failed, which they do when a process dies."""
     signs = r"Gloo|[Hh]eartbeat|[Cc]oordination ?[Ss]ervice|[Bb]arrier|Connection (closed|reset|refused)|NCCL"
     return re.search(signs, str(error)) is not None

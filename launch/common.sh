@@ -27,7 +27,7 @@ run() { # [bounded] COMMAND...: or prints it
     if [ -n "$dry_run" ]; then quote "$@"; else "$@"; fi
 }
 
-bounded() { # COMMAND...: for at most 10 minutes; gcloud hangs at times
+bounded() { # COMMAND...: for at most 10 minutes; gcloud and sbatch hang at times
     if command -v timeout >/dev/null; then timeout 600 "$@"; else "$@"; fi
 }
 among() { case " $2 " in *" $1 "*) return 0 ;; *) return 1 ;; esac; } # WORD WORDS

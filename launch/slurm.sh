@@ -62,7 +62,7 @@ submit() { # SBATCH_FLAGS... -- COMMAND...: prints the job's number
     local flags=()
     while [ "$1" != -- ]; do flags+=("$1") && shift; done
     shift
-    run sbatch --parsable --job-name="$name" --chdir="$root" --open-mode=append --requeue \
+    run bounded sbatch --parsable --job-name="$name" --chdir="$root" --open-mode=append --requeue \
         --signal="TERM@$grace" --cpus-per-task="$cpus" ${time:+--time="$time"} "${flags[@]}" \
         "${sbatch_flag[@]+"${sbatch_flag[@]}"}" launch/slurm.sh batch "$logs" "$max_restarts" "$backoff" "$@"
 }
@@ -100,7 +100,8 @@ submitted() { # TEXT JOB; a dry run's JOB is the command
 case $action in
 run)
     : "${max_restarts:=3}"
-    submitted "submitted" "$(submit "${tasks[@]}" --output="$logs/%x-%j.log" -- "${command[@]}")"
+    job=$(submit "${tasks[@]}" --output="$logs/%x-%j.log" -- "${command[@]}")
+    submitted "submitted" "$job"
     ;;
 study)
     [ "$shards" -gt 0 ] && [ "$nodes" -eq 1 ] && [ "$gpus" -le 1 ] ||
@@ -110,8 +111,8 @@ study)
     array=$(submit "${tasks[@]}" --output="$logs/%x-%A_%a.log" --array="0-$((shards - 1))" -- "${command[@]}")
     submitted "submitted $shards shares" "$array"
     [ -z "$dry_run" ] || array=ARRAY
-    submitted "submitted what gathers them" \
-        "$(submit "${tasks[@]}" --output="$logs/%x-%j.log" --dependency="afterany:${array%%;*}" -- "${command[@]}")"
+    job=$(submit "${tasks[@]}" --output="$logs/%x-%j.log" --dependency="afterany:${array%%;*}" -- "${command[@]}")
+    submitted "submitted what gathers them" "$job"
     ;;
 esac
 if [ -n "$dry_run" ]; then

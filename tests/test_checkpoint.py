@@ -303,6 +303,25 @@ with Checkpoints(sys.argv[1]) as checkpoints:
     assert np.asarray(restore_params(tmp_path, abstract)["w"]).tobytes() == array.tobytes()
 
 
+def test_a_lost_process_is_no_full_disk(tmp_path, monkeypatch):
+    """It is to be started again, which an error of the user is not."""
+    lost = ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
+
+    def fail(*_):
+        raise lost
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(1), {"step": 1}, wait=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, "wait_until_finished", fail)
+            with pytest.raises(UserError, match="Gloo"):
+                checkpoints.wait()
+            patch.setattr(jax, "process_count", lambda: 2)
+            with pytest.raises(ValueError) as raised:
+                checkpoints.wait()
+            assert raised.value is lost
+
+
 @pytest.mark.parametrize("limit", [0, 300, 1_000_000])
 def test_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path, limit):
     """A limit on the size of files is the full disk that every system has: it fails one file or another."""

@@ -230,7 +230,21 @@ def test_an_error_says_what_it_needs():
     asked = step._bytes_asked_for
     assert asked("required for HLO temporaries (33.5G) exceeds available HBM (15.75G)") == 33.5 * 2**30
     assert asked("Used 1.25T of 95.74G hbm") == 1.25 * 2**40
-    assert asked("no numbers") == 0
+    assert asked("no numbers") == asked("Used 33.74M of 16.00M vmem") == 0
+
+
+def test_the_smallest_topology_may_be_the_same_with_another_mesh(monkeypatch):
+    def best(c, topology, quick):
+        if topology.chips < fits:
+            raise step.OutOfMemory(1)
+        return topology.size
+
+    monkeypatch.setattr(meshes, "best", best)
+    asked, fits = Topology("v5e", "2x4", 1), 8
+    assert meshes.smallest(None, asked, including=True) == "2x4"
+    assert meshes.smallest(None, asked, including=False) == "4x4"
+    fits = 10**9
+    assert meshes.smallest(None, asked, including=True) is None
 
 
 KEYS = {

@@ -10,6 +10,7 @@ from tiny_runs import tiny
 
 from hhh_jax import distill, prompts, run
 from hhh_jax.data import labeled_rows
+from hhh_jax.data.tokenizer import train_tokenizer
 from hhh_jax.errors import UserError
 from hhh_jax.model import hidden_states, lm_logits
 from hhh_jax.storage import open_path
@@ -77,12 +78,45 @@ def test_labels_are_those_of_the_prompt_and_text_computed_whole(teacher, stored)
     assert checked == (batch.segment_ids > 0).sum()
 
 
-def test_every_text_begins_with_the_label_of_a_person(stored):
+def test_every_segment_begins_with_the_label_of_a_person(stored):
     about = labeled_rows.read_about(stored)
     tokenizer = distill.Tokenizer.from_json((stored / "tokenizer.json").read_text())
-    batch = labeled_rows.open_rows(stored, "test").batch(range(about["rows"]["test"]), tokenizer.pad_id)
-    text = tokenizer.decode(batch.tokens[batch.segment_ids > 0])
-    assert text.startswith(prompts.HUMAN) and text.count(prompts.HUMAN) > 3
+    batch = labeled_rows.open_rows(stored, "train").batch(range(about["rows"]["train"]), tokenizer.pad_id)
+    segments = 0
+    for tokens_T, segments_T in zip(batch.tokens, batch.segment_ids, strict=True):
+        for segment in range(1, int(segments_T.max()) + 1):
+            assert tokenizer.decode(tokens_T[segments_T == segment]).startswith(prompts.HUMAN)
+            segments += 1
+    assert segments > about["rows"]["train"]
+
+
+def test_what_a_row_has_no_room_for_goes_on_behind_the_label_of_whose_turn_it_is():
+    text = "a person asks, at some length, what it is that goes on in the next row"
+    tokenizer = train_tokenizer([text], 300)
+    dialogue = f"{prompts.HUMAN} {text}?{prompts.ASSISTANT} {text}.{text}."
+    whole = [np.append(tokenizer.encode(said), tokenizer.eoc_id) for said in (dialogue, f"{prompts.HUMAN} {text}")]
+    rows = list(distill._rows(whole, 48, tokenizer))
+    assert {sum(map(len, row)) for row in rows[:-1]} <= set(range(24, 49)) and len(rows) > 2
+    parts = [tokenizer.decode(segment) for row in rows for segment in row]
+    labels = [max((prompts.HUMAN, prompts.ASSISTANT), key=part.startswith) for part in parts]
+    assert all(part.startswith(label) for part, label in zip(parts, labels, strict=True))
+    assert prompts.ASSISTANT in labels
+    # Without the labels that were put in front again, nothing is lost or changed.
+    again, speaker = parts[0], prompts.HUMAN
+    for part, before in zip(parts[1:], parts, strict=False):
+        speaker = prompts.ASSISTANT if prompts.ASSISTANT in before else speaker
+        if before.endswith(tokenizer.decode(np.array([tokenizer.eoc_id]))):
+            again, speaker = again + part, prompts.HUMAN
+        else:
+            assert part.startswith(speaker)
+            again += part.removeprefix(speaker)
+    assert again == tokenizer.decode(np.concatenate(whole))
+
+
+def test_texts_come_in_one_random_order():
+    shuffled = distill._shuffled(range(300))
+    assert sorted(shuffled) == list(range(300)) and shuffled == distill._shuffled(range(300))
+    assert np.corrcoef(np.arange(300), shuffled)[0, 1] < 0.3
 
 
 def test_a_killed_teacher_goes_on_and_ends_the_same(teacher, prompt_file, corpus, stored, tmp_path, monkeypatch):

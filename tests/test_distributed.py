@@ -320,9 +320,9 @@ def test_a_preemption_notice_is_a_sigterm(monkeypatch):
 
 
 def test_a_lost_process_is_told_from_other_errors():
-    assert distributed._is_loss(ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"))
-    assert distributed._is_loss(TimeoutError("Timed out while waiting for async_commit_complete barrier."))
-    assert not distributed._is_loss(ValueError("operands could not be broadcast together"))
+    assert distributed.is_loss(ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"))
+    assert distributed.is_loss(TimeoutError("Timed out while waiting for async_commit_complete barrier."))
+    assert not distributed.is_loss(ValueError("operands could not be broadcast together"))
     assert re.fullmatch(r"[\w ,:]+checkpoint", distributed.AGAIN)
 
 

@@ -5,8 +5,9 @@
     python -m hhh_jax.compile --config=configs/pretrain.py:2.7b --topology=v5e:4x4 --suggest
 
 Says whether it fits in memory, what its devices send each other, and how fast it could be at most by the chip's
-published peaks. Without --mesh it takes the best that fits: data tells slices apart, tensor takes as few devices as
-leave each group of data x fsdp a row, fsdp takes the rest; if that does not fit, tensor takes twice as many, and so on.
+published peaks. Without --mesh or --config.mesh.* it takes the best that fits: data tells slices apart, tensor takes
+as few devices as leave each group of data x fsdp a row, fsdp takes the rest; if that does not fit, tensor takes twice
+as many, and so on.
 """
 
 import json
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _CONFIG = cli.define_config()
 _TOPOLOGY = flags.DEFINE_string("topology", None, "CHIP:SIZE, as v5e:4x4 or v5p:4x4x8.", required=True)
 _SLICES = flags.DEFINE_integer("slices", 1, "Slices of that size, connected by the data center network.")
-_MESH = flags.DEFINE_string("mesh", "", "data,fsdp,tensor; by default the best that fits.")
+_MESH = flags.DEFINE_string("mesh", "", "data,fsdp,tensor; by default of --config.mesh.*, else the best that fits.")
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object instead of text.")
 _QUICK = flags.DEFINE_boolean("quick", False, "Optimize less: a quarter of the time, and memory within some percent.")
 _SUGGEST = flags.DEFINE_boolean("suggest", False, "Compile several meshes and remat policies and rank them.")
@@ -36,7 +37,7 @@ def _refuse(c: Any, topology: "Topology", sizes: Any, needed: int) -> None:
     """Says that a step does not fit, and where it would; exit status 1."""
     from hhh_jax.compile import meshes
 
-    fits = meshes.smallest(c, topology)
+    fits = meshes.smallest(c, topology, including=sizes is not None)
     chip = topology.chip
     where = f"{fits.topology} with --mesh={','.join(map(str, fits.sizes))}" if fits else "none of those that can be had"
     if _JSON.value:
@@ -70,7 +71,7 @@ def _suggest(c: Any, topology: "Topology") -> None:
 
 
 def main(_: Sequence[str]) -> None:
-    from hhh_jax import config
+    from hhh_jax import config, sharding
     from hhh_jax.compile import meshes
     from hhh_jax.compile.hardware import parse_topology
     from hhh_jax.compile.step import OutOfMemory, parse_mesh
@@ -79,10 +80,17 @@ def main(_: Sequence[str]) -> None:
     config.check(c)
     topology = parse_topology(_TOPOLOGY.value, _SLICES.value)
     topology.devices()
-    sizes, quick = parse_mesh(_MESH.value) if _MESH.value else None, _QUICK.value
+    quick, sizes = _QUICK.value, None
+    if _MESH.value:
+        sizes = parse_mesh(_MESH.value)
+    elif c.mesh != config.base_config(c.stage, c.rung).mesh:
+        data, fsdp, tensor = sharding.make_mesh(**c.mesh, devices=topology.devices()).shape.values()
+        sizes = data, fsdp, tensor
     if sizes and min(sizes) < 1:
         raise UserError(f"--mesh={_MESH.value}: sizes are 1 or more")
     if _SUGGEST.value:
+        if sizes or _JSON.value:
+            raise UserError("--suggest tries meshes and prints lines: leave out --mesh, --config.mesh.* and --json")
         return _suggest(c, topology)
     try:
         found = meshes.outcome(c, topology, sizes, quick) if sizes else meshes.best(c, topology, quick)

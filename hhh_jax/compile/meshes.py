@@ -107,11 +107,12 @@ def device_limit(topology: Topology) -> float:
     return topology.chip.hbm_bytes / topology.chip.devices
 
 
-def smallest(c: ml_collections.ConfigDict, than: Topology) -> Outcome | None:
-    """The smallest slice of the same chip with more chips than `than` on which the step fits, by `best`."""
+def smallest(c: ml_collections.ConfigDict, than: Topology, including: bool) -> Outcome | None:
+    """The smallest slice of the same chip with more chips than `than`, or as many if `including`, on which the step
+    fits, by `best`."""
     for size in than.chip.sizes:
         topology = Topology(than.name, size, than.slices)
-        if topology.chips > than.chips:
+        if topology.chips > than.chips or (including and topology == than):
             try:
                 return best(c, topology, quick=True)
             except (OutOfMemory, UserError):

@@ -82,6 +82,7 @@ def text(r: dict[str, Any]) -> str:
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in r["hbm_parts"].items())
     sent = ", ".join(f"{kind} {v['count']}x {v['bytes'] / GIB:.2f} GiB" for kind, v in r["collectives"].items())
     times = ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in r["step_seconds"].items())
+    sizes = zip(("data", "fsdp", "tensor"), r["mesh"], strict=True)
     return "\n".join(
         [
             f"{r['stage']} {r['rung']} on {r['topology']}: {r['chips']} chips, "
@@ -95,5 +96,7 @@ def text(r: dict[str, Any]) -> str:
             f"MFU at most     {100 * r['mfu_bound']:.1f}% (head and visited attention count), bound by {r['bound_by']}",
             f"400B tokens     {r['chip_hours_400b']:,.0f} chip-hours at that bound",
             f"compiled in     {r['compile_seconds']} s",
+            f"to run so       --config.model.remat={r['remat']} "
+            + " ".join(f"--config.mesh.{axis}={size}" for axis, size in sizes),
         ]
     )

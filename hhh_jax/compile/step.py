@@ -120,7 +120,10 @@ def compile_step(c: ml_collections.ConfigDict, topology: Topology, sizes: Sizes,
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise OutOfMemory(_bytes_asked_for(str(error))) from error
+        needed = _bytes_asked_for(str(error))
+        if not needed:
+            raise UserError(f"the compiler refuses this step: {' '.join(str(error).split())[:300]}") from error
+        raise OutOfMemory(needed) from error
     parts = _state_bytes(config, state)
     fed = sum(_local_bytes(leaf, sharding.batch_sharding(mesh)) for leaf in jax.tree.leaves(batch))
     analysis, text = compiled.memory_analysis(), compiled.as_text()
@@ -152,8 +155,9 @@ def state_bytes(config: train.StepConfig) -> int:
 
 
 def _bytes_asked_for(message: str) -> int:
-    """``... (33.74G) exceeds available HBM (15.75G)`` or ``Used 33.74G of 15.75G hbm`` to bytes."""
-    match = re.search(r"\(([\d.]+)([KMGT])\) exceeds", message) or re.search(r"Used ([\d.]+)([KMGT]) of", message)
+    """``... (33.74G) exceeds available HBM (15.75G)`` or ``Used 33.74G of 15.75G hbm`` to bytes; 0 of other memory."""
+    size = r"([\d.]+)([KMGT])"
+    match = re.search(rf"\({size}\) exceeds available HBM", message) or re.search(rf"Used {size} of \S+ hbm", message)
     if match is None:
         return 0
     return int(float(match[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[match[2]])

@@ -69,7 +69,7 @@ def entry(c: Any, chip: str, size: str, quick: bool) -> dict[str, Any]:
     try:
         return record(meshes.best(c, topology, quick), c)
     except OutOfMemory:
-        larger = meshes.smallest(c, topology)
+        larger = meshes.smallest(c, topology, including=False)
         return record(larger, c) if larger else {"fits": False, "topology": f"{chip}:{topology.chip.sizes[-1]}"}
 
 

@@ -37,10 +37,12 @@ class LabeledRows(NamedTuple):
     Attributes:
       parts: of each part, ``{array: [R, T, ...]}``.
       starts: int64, the number of the first row of each part, and of all rows at the end.
+      vocab_size: tokens that there are.
     """
 
     parts: list[dict[str, np.ndarray]]
     starts: np.ndarray
+    vocab_size: int
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -74,7 +76,7 @@ class LabeledRows(NamedTuple):
             batch.teacher_ids = np.broadcast_to(np.arange(k, dtype=np.int32), (*batch.tokens.shape, k)).copy()
             batch.teacher_logps = np.full((*batch.tokens.shape, k), -np.log(k), np.float32)
             batch.teacher_ids[used] = gather("teacher_ids")
-            batch.teacher_logps[used] = at_most_one(gather("teacher_logps").astype(np.float32))
+            batch.teacher_logps[used] = normalized(gather("teacher_logps").astype(np.float32), self.vocab_size)
         return batch
 
 
@@ -87,11 +89,11 @@ def positions(segment_ids_RxT: np.ndarray) -> np.ndarray:
     return np.where(segment_ids_RxT > 0, np.arange(t) - starts_RxT, 0).astype(np.int32)
 
 
-def at_most_one(logps_xK: np.ndarray) -> np.ndarray:
-    """Log-probabilities ``[..., k]``, lowered where rounding made the probabilities add up to more than 1, which would
-    let the divergence from them fall below 0."""
+def normalized(logps_xK: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Log-probabilities ``[..., k]`` without what rounding did to their sum, which would let the divergence from them
+    fall below 0: lowered where they add up to more than 1, and to exactly 1 where k is the whole vocabulary."""
     total = np.logaddexp.reduce(logps_xK, axis=-1, keepdims=True)
-    return logps_xK - np.maximum(total, 0)
+    return logps_xK - (total if logps_xK.shape[-1] == vocab_size else np.maximum(total, 0))
 
 
 class RowLoader:
@@ -179,4 +181,4 @@ def open_rows(folder: Path, split: str) -> LabeledRows:
         parts.append(part)
         n_rows += len(part["tokens"])
     starts = np.cumsum([0, *(len(part["tokens"]) for part in parts)])
-    return LabeledRows(parts, starts)
+    return LabeledRows(parts, starts, about["vocab_size"])

@@ -16,7 +16,9 @@ from hhh_jax.evals.choices import trivial_rows
 from hhh_jax.evals.subject import Outcome, Subject, accuracy_rows, ask, error_rows, read_prompt, value_row
 from hhh_jax.scoring import ItemScores, score_options
 
-METRICS = {"sum_logp": "sum", "mean_logp": "mean", "mutual_information": "mi:delimiter"}
+METRICS = {
+    "sum_logp": "sum", "mean_logp": "mean", "mutual_information": "mi:delimiter", "mutual_information_empty": "mi:empty"
+}  # fmt: skip
 
 
 def evaluate(subject: Subject, task: str, records: Sequence[Pair]) -> Outcome:
@@ -31,7 +33,8 @@ def evaluate(subject: Subject, task: str, records: Sequence[Pair]) -> Outcome:
     ]
     prefix, note = read_prompt(subject, {i.id: [i.context + option for option in i.options] for i in items})
     with_reward = "score_head" in subject.scorer.params
-    scores = score_options(subject.scorer, subject.tokenizer, items, prefix, {"delimiter": None}, with_reward)
+    contexts = {"delimiter": None, "empty": texts["empty"]}
+    scores = score_options(subject.scorer, subject.tokenizer, items, prefix, contexts, with_reward)
     metrics = METRICS | ({"reward": "reward"} if with_reward else {})
     rows = accuracy_rows(task, scores, subject.seeds, metrics)
     for ranker, metric in metrics.items():

@@ -26,7 +26,8 @@ def store(folder, form="teacher", rows=5, length=4, k=3):
     for split in ("train", "validation", "test"):
         for number, part in enumerate((slice(0, 3), slice(3, 5))):
             labeled_rows.write_part(folder, split, number, {name: array[part] for name, array in arrays.items()})
-    about = {"form": form, "row_length": length, "rows": dict.fromkeys(("train", "validation", "test"), rows)}
+    of_splits = dict.fromkeys(("train", "validation", "test"), rows)
+    about = {"form": form, "vocab_size": 100, "row_length": length, "rows": of_splits}
     labeled_rows.finish(folder, about, "{}")
     return arrays
 
@@ -51,7 +52,15 @@ def test_a_teacher_never_has_more_than_all_probability(tmp_path):
     assert (np.exp(logps.astype(np.float64)).sum(-1) <= 1 + 1e-6).all()
     logps_2x2 = np.log(np.array([[0.7, 0.4], [0.5, 0.2]], np.float32))
     expected = [[0.7 / 1.1, 0.4 / 1.1], [0.5, 0.2]]
-    np.testing.assert_allclose(np.exp(labeled_rows.at_most_one(logps_2x2)), expected, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(labeled_rows.normalized(logps_2x2, 3)), expected, rtol=1e-6)
+
+
+def test_a_whole_vocabulary_has_all_probability():
+    logps_RxV = np.log(np.random.default_rng(0).dirichlet(np.ones(300), 50)).astype(np.float16).astype(np.float32)
+    exact = logps_RxV.astype(np.float64)
+    assert (np.exp(exact).sum(-1) < 1 - 1e-5).any()  # what rounding makes of some
+    found = labeled_rows.normalized(logps_RxV, 300).astype(np.float64)
+    np.testing.assert_allclose(np.exp(found).sum(-1), 1, atol=2e-6)
 
 
 def test_a_discriminator_labels_every_token(tmp_path):

@@ -107,3 +107,12 @@ def test_errors_of_the_user_are_one_line(checkout: Checkout, arguments: list[str
     done = checkout.run("slurm.sh", *arguments)
     assert done.returncode == 2 and checkout.calls() == []
     assert expected in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("action", "taken"), [("run", 0), ("study", 0), ("study", 1)])
+def test_a_refused_submission_is_an_error(checkout: Checkout, action: str, taken: int) -> None:
+    (checkout.cloud / "refuse").write_text(str(taken))
+    shares = ["--shards=2"] if action == "study" else []
+    done = checkout.run("slurm.sh", action, *shares, "--", "--config=x" if shares else "true")
+    assert done.returncode == 1 and "Batch job submission failed" in done.stderr
+    assert done.stderr.count("submitted") == taken

@@ -1,7 +1,8 @@
 """sbatch, srun and scontrol of a SLURM cluster that runs each job at once, on this machine.
 
-FAKE_CLOUD names its folder: calls.jsonl has every call. A file preempt, made by a job's process, has all processes of
-its step told to stop, as SLURM does before a preemption and before the time limit. A job queued again runs again.
+FAKE_CLOUD names its folder: calls.jsonl has every call. A file refuse holds how many jobs are taken before others are
+refused. A file preempt, made by a job's process, has all processes of its step told to stop, as SLURM does before a
+preemption and before the time limit. A job queued again runs again.
 """
 
 import json
@@ -67,6 +68,8 @@ def run_job(number: int, task: int | None, flags: dict[str, str], script: list[s
 def sbatch(argv: list[str]) -> None:
     flags, script = parse("sbatch", argv)
     number = len(list(CLOUD.glob("job.*"))) + 1
+    if (CLOUD / "refuse").exists() and number > int((CLOUD / "refuse").read_text()):
+        sys.exit("sbatch: error: Batch job submission failed: Invalid account specified")
     codes = CLOUD / f"job.{number}"
     if "dependency" in flags:
         kind, _, other = flags["dependency"].partition(":")
