@@ -42,10 +42,11 @@ def test_published_text_is_sampled_where_that_is_asked_for():
         "toxicity-pretrain-98k-none": ["toxicity"], "toxicity-pretrain-98k-template": ["toxicity"],
         "toxicity-pretrain-98k-short": ["toxicity", "toxicity_free"], "toxicity-distilled-98k-template": ["toxicity"],
         "code-pretrain-98k-none": ["humaneval"], "code-pretrain-98k-template": ["humaneval"],
-        "code-distilled-98k-template": ["humaneval"],
+        "code-pretrain-98k-short": ["humaneval"], "code-distilled-98k-template": ["humaneval"],
     }  # fmt: skip
     assert all(jobs[name]["run_untrusted_code"] and jobs[name]["limit"] == 8 for name in asked if "code" in name)
-    assert jobs["evaluate-pretrain-98k-none"]["evals"] == ["hhh", "truthfulqa", "lambada", "lambada_original"]
+    of_lambada = ["lambada", "lambada_original", "lambada_original_20shot", "lambada_blank_20shot"]
+    assert jobs["evaluate-pretrain-98k-none"]["evals"] == ["hhh", "truthfulqa", *of_lambada]
 
 
 def test_the_student_of_a_piece_is_the_teacher_of_the_next():

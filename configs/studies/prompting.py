@@ -17,16 +17,15 @@ In the paper two conversations are a small part of the prompt.
 Models of these sizes answer at chance; what is real here is that the whole of section 2 runs, with intervals.
 
 With ``:data=DIR`` published evaluations take the place of our own comparisons: ``hhh_alignment``, ``truthfulqa`` and
-``lambada``, prepared below DIR, with four sizes and twenty times the tokens (figures 7, 21 and 25 too); what
-comes without data, counting, is not repeated. Text is sampled only where you say so, as a scorer and a sandbox are
-yours to choose; DIR then has ``toxicity`` and ``humaneval``:
+``lambada``, prepared below DIR, with four sizes, twenty times the tokens and a context of 4096, which holds 20 examples
+of LAMBADA (figures 7, 21 and 25 too); what comes without data, counting, is not repeated. Text is sampled only where
+you say so, as a scorer and a sandbox are yours to choose; DIR then has ``toxicity`` and ``humaneval``:
 
     --config.toxicity=FILE.py:FUNCTION    figures 8 and 22 to 24
-    --config.run_untrusted_code=True      figures 2 (right) and 10, without the prompt, which code and 300 sampled
-                                          tokens leave no room for; nor is there any for 20 examples of LAMBADA
+    --config.run_untrusted_code=True      figures 2 (right) and 10
 
 What is committed as docs/prompting-real is of less, to be made in an hour on 2 cores; docs/prompting-real/reproduce.sh
-does so, with three sizes, 2e5 tokens, 50 items of an evaluation, 40 prompts for toxicity and 10 problems
+does so, with three sizes, 4e5 tokens, 50 items of an evaluation, 40 prompts for toxicity and 10 problems
 of code.
 """
 
@@ -38,7 +37,9 @@ import ml_collections
 from hhh_jax import config, plan
 from hhh_jax.study import RUN, Job, Planned
 
-CONTEXT = 1024
+PROMPT_TOKENS = 1024
+"""Room for the short prompt."""
+FEW_SHOT = ("lambada_original", "lambada_original_20shot", "lambada_blank_20shot")
 REAL = ("hhh", "truthfulqa", "lambada")
 ASKED = ("none", "template", "short")  # of the interventions, those that are compared on more than HHH
 
@@ -52,6 +53,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     c.rungs = ("12k", "98k", "332k", "786k") if folder else ("12k", "98k")
     c.seeds = (0, 1, 2)
     c.tokens = 1e6 if folder else 5e4
+    c.context = 4096 if folder else 1024
     c.test_items = c.validation_items = 50
     c.teacher_rows = 256 if folder else 32
     c.row_length = 256
@@ -72,7 +74,7 @@ def runs(c: ml_collections.ConfigDict) -> list[Planned]:
 
 def _lm(c: ml_collections.ConfigDict, stage: str, rung: str, source: str, **settings: Any) -> ml_collections.ConfigDict:
     run = plan.run_config(c, stage, rung, source)
-    run.data.row_length, run.model.max_positions, run.batch.rows, run.eval.rows = CONTEXT, CONTEXT, 2, 4
+    run.data.row_length, run.model.max_positions, run.batch.rows, run.eval.rows = PROMPT_TOKENS, c.context, 2, 4
     config.assign(run, settings)
     return run
 
@@ -83,21 +85,24 @@ def _evaluations(
     for how in interventions:
         everywhere = bool(c.data) and how in ASKED and not only_hhh
         evals = [("hhh" if c.data else "own_hhh"), *(REAL[1:] if everywhere else ())]
-        evals += ["lambada_original"] if everywhere and how == "none" else []
-        arguments = {"evals": evals, "intervention": how, "data": c.data, "context": CONTEXT, "limit": c.limits.scored}
+        evals += FEW_SHOT if everywhere and how == "none" else []
+        arguments = {
+            "evals": evals, "intervention": how, "data": c.data, "context": c.context, "limit": c.limits.scored
+        }  # fmt: skip
         yield Planned(f"evaluate-{after}-{how}", job=Job("evals.battery", arguments), after=after)
         if everywhere and c.toxicity:
             evals = ["toxicity", "toxicity_free"] if how == "short" else ["toxicity"]
             more = {"evals": evals, "toxicity": c.toxicity, "limit": c.limits.toxicity}
             yield Planned(f"toxicity-{after}-{how}", job=Job("evals.battery", arguments | more), after=after)
-        if everywhere and c.run_untrusted_code and how != "short":
+        if everywhere and c.run_untrusted_code:
             more = {"evals": ["humaneval"], "run_untrusted_code": True, "limit": c.limits.code}
             yield Planned(f"code-{after}-{how}", job=Job("evals.battery", arguments | more), after=after)
 
 
 def _pretraining(c: ml_collections.ConfigDict) -> Iterator[Planned]:
+    settings = {"tokens": c.tokens, "data.row_length": c.context, "batch.rows": 2048 // c.context or 1}
     for rung in c.rungs:
-        yield Planned(f"pretrain-{rung}", _lm(c, "pretrain", rung, "stdlib", tokens=c.tokens))
+        yield Planned(f"pretrain-{rung}", _lm(c, "pretrain", rung, "stdlib", **settings))
         yield from _evaluations(c, f"pretrain-{rung}", ("none", "template", "short", "two"))
 
 
