@@ -268,7 +268,7 @@ class Transformer(nn.Module):
         """Returns hidden states ``[B, T, D]`` after the last norm, in the compute dtype, and, if a cache was given, be
         it empty, the keys and values of these tokens."""
         c = self.config
-        sharding.check_heads(c.n_head, self.mesh)
+        sharding.check_mesh(self.mesh, heads=c.n_head)
         init = nn.initializers.normal(0.02)
         embedding_VxD = self.param("embedding", init, (c.vocab_size, c.d_model), jnp.float32)
         # The table is smaller than what a large batch would look up in its parts.

@@ -67,8 +67,7 @@ def run(
     mesh = sharding.make_mesh(**c.mesh)
     source = read_extra(open_path(c.init.checkpoint) / "checkpoints") if c.init.checkpoint else None
     tokenizer = stage_data.stored_tokenizer(c, source)
-    if c.objective.name not in config_lib.PAIR_OBJECTIVES:  # batches of pairs get as many rows as the mesh asks for
-        sharding.check_rows(c.batch.rows, c.optim.accumulate, mesh)
+    check_mesh(c, mesh)
     data = stage_data.load(c, tokenizer, sharding.row_multiple(mesh) * c.optim.accumulate)
     data = data._replace(name=task_of(data.name, folder))
     if distributed.is_first():
@@ -90,6 +89,15 @@ def run(
     if stop is not None:
         stop.at_once("stopped: trained and saved but not evaluated; the same command goes on")
     _finish(this, state, extra)
+
+
+def check_mesh(c: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError if `mesh` doesn't divide the step of `c`; it names the nearest mesh that does."""
+    step_config = make_step_config(c, c.model.vocab_size, mesh)
+    # Batches of pairs get as many rows as the mesh asks for.
+    rows = 0 if c.objective.name in config_lib.PAIR_OBJECTIVES else c.batch.rows
+    heads, state = step_config.model.n_head, train.abstract_state(step_config)
+    sharding.check_mesh(mesh, rows=rows, accumulate=c.optim.accumulate, heads=heads, state=state)
 
 
 def _claim(workdir: epath.Path, c: ml_collections.ConfigDict) -> None:

@@ -1,7 +1,7 @@
 """The mesh and the one table of rules that says how every array of a run lies on it."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -48,7 +48,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
         sizes[sizes.index(-1)] = len(devices) // known
     if int(np.prod(sizes)) != len(devices) or -1 in sizes:
         raise UserError(f"mesh (data, fsdp, tensor) = {(data, fsdp, tensor)} does not cover {len(devices)} devices")
-    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    slices = _slices(devices)
     if sizes[0] % slices:
         raise UserError(
             f"mesh (data, fsdp, tensor) = {tuple(sizes)} on {slices} slices: data must be a multiple of {slices}, as "
@@ -79,43 +79,56 @@ def row_multiple(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_rows(rows: int, accumulate: int, mesh: Mesh) -> None:
-    """Raises UserError, with the nearest mesh that works, if the devices can't have the same number of rows each."""
-    if rows % (row_multiple(mesh) * accumulate):
-        micro = f" times {accumulate} microbatches" if accumulate > 1 else ""
-        divided = f"data x fsdp = {row_multiple(mesh)}{micro}"
-        near = nearest_mesh(mesh, lambda data, fsdp, tensor: rows % (data * fsdp * accumulate) == 0)
-        raise UserError(f"a batch of {rows} rows cannot be divided among {divided}{near}")
+def check_mesh(mesh: Mesh | None, *, rows: int = 0, accumulate: int = 1, heads: int = 0, state: Any = None) -> None:
+    """Raises UserError if a mesh doesn't divide all that is given; it names the nearest mesh that does.
 
+    Args:
+      rows, accumulate: of a batch, and the microbatches that it is taken in.
+      heads: attention heads.
+      state: arrays as shapes ``[G, ...]``, for `state_shardings`.
+    """
+    if mesh is None:
+        return
+    slices = _slices(mesh.devices.flat) if isinstance(mesh, Mesh) else 1  # an abstract mesh has no devices
+    divided = _divided(state)
 
-def check_heads(heads: int, mesh: Mesh | None) -> None:
-    """Raises UserError, with the nearest mesh that works, if the devices can't have the same number of heads each."""
-    if mesh is not None and heads % mesh.shape["tensor"]:
-        near = nearest_mesh(mesh, lambda data, fsdp, tensor: heads % tensor == 0)
-        tensor = mesh.shape["tensor"]
-        raise UserError(f"{heads} attention heads cannot be divided among mesh axis tensor = {tensor}{near}")
+    def fault(sizes: tuple[int, int, int]) -> str:
+        data, fsdp, tensor = sizes
+        if data % slices:
+            return f"data = {data} is no multiple of {slices} slices"
+        if rows % (data * fsdp * accumulate):
+            micro = f" times {accumulate} microbatches" if accumulate > 1 else ""
+            return f"a batch of {rows} rows cannot be divided among data x fsdp = {data * fsdp}{micro}"
+        if heads % tensor:
+            return f"{heads} attention heads cannot be divided among mesh axis tensor = {tensor}"
+        for name, shape, size, axis in divided:
+            if size % (n := sizes[AXES.index(axis)]):
+                return f"parameter {name} of shape {shape}: {size} is not divisible by mesh axis {axis} = {n}"
+        return ""
 
-
-def nearest_mesh(mesh: Mesh, works: Callable[[int, int, int], bool]) -> str:
-    """``; the nearest mesh ...`` of as many devices and as good for the rest as can be seen, or nothing."""
-    wanted, n = [mesh.shape[axis] for axis in AXES], mesh.size
+    wanted = mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"]
+    wrong, n = fault(wanted), mesh.size
+    if not wrong:
+        return
     sizes = [(a, b, n // a // b) for a in range(1, n + 1) if n % a == 0 for b in range(1, n + 1) if n // a % b == 0]
-    found = [size for size in sizes if works(*size)]
+    found = [size for size in sizes if not fault(size)]
     if not found:
-        return f"; no mesh of {n} devices works"
+        raise UserError(f"{wrong}; no mesh of {n} devices works")
     near = min(found, key=lambda size: sum(abs(np.log2(a / b)) for a, b in zip(size, wanted, strict=True)))
-    return f"; the nearest mesh that works is (data, fsdp, tensor) = {near}"
+    raise UserError(f"{wrong}; the nearest mesh that works is (data, fsdp, tensor) = {near}")
+
+
+def _slices(devices: Iterable[Any]) -> int:
+    """TPU slices that devices are of; 1 of other devices."""
+    return len({getattr(device, "slice_index", 0) if device.platform == "tpu" else 0 for device in devices})
 
 
 def _path_name(path: tuple) -> str:
     return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
 
 
-def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
-    """A sharding for every array of a state whose leaves all begin with the seeds axis ``[G, ...]``.
-
-    Raises UserError for an array that no rule matches or that the mesh does not divide, by name.
-    """
+def _specs(abstract_state: Any) -> Any:
+    """How every array of a state is divided, by `RULES`. Raises UserError for one that no rule matches."""
 
     def spec_of(path: tuple, leaf: jax.ShapeDtypeStruct) -> PartitionSpec:
         name = _path_name(path)
@@ -124,24 +137,27 @@ def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
             raise UserError(f"no sharding rule matches parameter {name} of shape {leaf.shape}; add one to RULES")
         return P(None, *spec)  # seeds
 
-    specs = jax.tree_util.tree_map_with_path(spec_of, abstract_state)
+    return jax.tree_util.tree_map_with_path(spec_of, abstract_state)
+
+
+def _divided(abstract_state: Any) -> list[tuple[str, tuple[int, ...], int, str]]:
+    """Every axis of an array that a mesh axis divides: the array's name and shape, the axis's size, the mesh axis."""
     leaves = jax.tree_util.tree_leaves_with_path(abstract_state)
-    divided = [
-        (path, leaf, size, axis)
-        for (path, leaf), spec in zip(leaves, jax.tree.leaves(specs), strict=True)
+    return [
+        (_path_name(path), leaf.shape, size, axis)
+        for (path, leaf), spec in zip(leaves, jax.tree.leaves(_specs(abstract_state)), strict=True)
         for size, axis in zip(leaf.shape, spec, strict=False)
         if axis is not None
     ]
-    for path, leaf, size, axis in divided:
-        if size % mesh.shape[axis]:
-            near = nearest_mesh(
-                mesh, lambda *sizes: not any(n % dict(zip(AXES, sizes, strict=True))[axis] for *_, n, axis in divided)
-            )
-            raise UserError(
-                f"parameter {_path_name(path)} of shape {leaf.shape}: {size} is not divisible by mesh axis {axis} = "
-                f"{mesh.shape[axis]}{near}"
-            )
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+
+
+def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
+    """A sharding for every array of a state whose leaves all begin with the seeds axis ``[G, ...]``.
+
+    Raises UserError for an array that no rule matches or that the mesh does not divide, by name.
+    """
+    check_mesh(mesh, state=abstract_state)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), _specs(abstract_state))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

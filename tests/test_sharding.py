@@ -94,12 +94,24 @@ def test_the_nearest_mesh_that_works_is_named(shape, wanted, near):
 
 
 def test_rows_and_heads_that_a_mesh_does_not_divide():
-    sharding.check_rows(64, 2, mesh_of(2, 16, 8))
+    sharding.check_mesh(mesh_of(2, 16, 8), rows=64, accumulate=2)
     with pytest.raises(UserError, match=r"64 rows .* data x fsdp = 64 times 2 microbatches; .* = \(1, 32, 8\)$"):
-        sharding.check_rows(64, 2, mesh_of(2, 32, 4))
-    sharding.check_heads(6, mesh_of(4, 1, 2))
+        sharding.check_mesh(mesh_of(2, 32, 4), rows=64, accumulate=2)
+    sharding.check_mesh(mesh_of(4, 1, 2), heads=6)
     with pytest.raises(UserError, match=r"6 attention heads .* tensor = 4; .* = \(1, 4, 2\)$"):
-        sharding.check_heads(6, mesh_of(1, 2, 4))
+        sharding.check_mesh(mesh_of(1, 2, 4), heads=6)
+
+
+def test_the_nearest_mesh_works_for_rows_heads_and_parameters_together():
+    state = {"params": {"lm_head": {"kernel": jax.ShapeDtypeStruct((1, 768, 65536), np.float32)}}}
+    # 64 rows alone would take (1, 64, 4), of which 6 heads can't make use.
+    with pytest.raises(UserError, match=r"^a batch of 64 rows cannot be .* = 256; no mesh of 256 devices works$"):
+        sharding.check_mesh(mesh_of(1, 256, 1), rows=64, heads=6, state=state)
+    with pytest.raises(UserError, match=r"^a batch of 96 rows .*; the nearest mesh that works is .* = (.*)$") as raised:
+        sharding.check_mesh(mesh_of(1, 64, 1), rows=96, heads=6, state=state)
+    near = tuple(map(int, re.findall(r"\d+", str(raised.value).rsplit("=", 1)[1])))
+    assert near == (1, 32, 2)
+    sharding.check_mesh(mesh_of(*near), rows=96, heads=6, state=state)
 
 
 def test_meshes():

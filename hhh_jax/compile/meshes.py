@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from hhh_jax import sharding, train
+from hhh_jax import run, sharding
 from hhh_jax.compile.bound import Bound, Flops, bound, step_flops
 from hhh_jax.compile.hardware import Topology
 from hhh_jax.compile.step import Compiled, OutOfMemory, Sizes, abstract_batch, compile_step, state_bytes, step_config
@@ -65,14 +65,8 @@ def _useful_rows(c: ml_collections.ConfigDict) -> int:
 
 def divides(c: ml_collections.ConfigDict, topology: Topology, sizes: Sizes) -> bool:
     """Whether a mesh divides parameters, heads and rows."""
-    data, fsdp, tensor = sizes
-    if _heads(c) % tensor:
-        return False
-    if c.objective.name not in PAIR_OBJECTIVES and c.batch.rows % (data * fsdp * c.optim.accumulate):
-        return False
     try:
-        config = step_config(c, sharding.make_mesh(*sizes, devices=topology.devices()))
-        sharding.state_shardings(train.abstract_state(config), config.mesh)
+        run.check_mesh(c, sharding.make_mesh(*sizes, devices=topology.devices()))
     except UserError:
         return False
     return True

@@ -108,10 +108,10 @@ def compile_step(c: ml_collections.ConfigDict, topology: Topology, sizes: Sizes,
     """
     started = time.monotonic()
     mesh = sharding.make_mesh(*sizes, devices=topology.devices())
+    run.check_mesh(c, mesh)
     config = step_config(c, mesh)
     multiple = sharding.row_multiple(mesh) * c.optim.accumulate
     rows = n_rows(c, multiple)
-    sharding.check_rows(rows, c.optim.accumulate, mesh)
     batch, state = abstract_batch(c, rows), train.abstract_state(config)
     rates_G = jax.ShapeDtypeStruct((config.n_seeds,), np.float32)
     lowered = train.compiled_step(config, False).lower(state, batch, rates_G)
