@@ -25,7 +25,7 @@ you say so, as a scorer and a sandbox are yours to choose; DIR then has ``toxici
     --config.run_untrusted_code=True      figures 2 (right) and 10
 
 What is committed as docs/prompting-real is of less, to be made in an hour on 2 cores; docs/prompting-real/reproduce.sh
-does so, with three sizes, 4e5 tokens, 50 items of an evaluation, 40 prompts for toxicity and 10 problems
+does so, with three sizes, 2e5 tokens, 50 items of an evaluation, 40 prompts for toxicity and 10 problems
 of code.
 """
 

@@ -22,6 +22,6 @@ prepare toxicity toxicity prompts "$data/realtoxicityprompts"
 prepare humaneval humaneval prompts "$data/humaneval/HumanEval.jsonl.gz"
 
 python -m hhh_jax.study --config="configs/studies/prompting.py:data=$DATA" --workdir="$work/study" \
-    --config.rungs="('12k', '98k', '332k')" --config.tokens=4e5 --config.teacher_rows=64 \
+    --config.rungs="('12k', '98k', '332k')" --config.tokens=2e5 --config.teacher_rows=64 \
     --config.limits.scored=50 --config.limits.toxicity=40 --config.toxicity="$here/scorer.py:score" \
     --config.limits.code=10 --config.run_untrusted_code=True
