@@ -97,15 +97,16 @@ def test_what_a_row_has_no_room_for_goes_on_behind_the_label_of_whose_turn_it_is
     whole = [np.append(tokenizer.encode(said), tokenizer.eoc_id) for said in (dialogue, f"{prompts.HUMAN} {text}")]
     rows = list(distill._rows(whole, 48, tokenizer))
     assert {sum(map(len, row)) for row in rows[:-1]} <= set(range(24, 49)) and len(rows) > 2
-    parts = [tokenizer.decode(segment) for row in rows for segment in row]
+    segments = [segment for row in rows for segment in row]
+    parts = [tokenizer.decode(segment) for segment in segments]
     labels = [max((prompts.HUMAN, prompts.ASSISTANT), key=part.startswith) for part in parts]
     assert all(part.startswith(label) for part, label in zip(parts, labels, strict=True))
     assert prompts.ASSISTANT in labels
     # Without the labels that were put in front again, nothing is lost or changed.
     again, speaker = parts[0], prompts.HUMAN
-    for part, before in zip(parts[1:], parts, strict=False):
+    for part, before, said in zip(parts[1:], parts, segments, strict=False):
         speaker = prompts.ASSISTANT if prompts.ASSISTANT in before else speaker
-        if before.endswith(tokenizer.decode(np.array([tokenizer.eoc_id]))):
+        if said[-1] == tokenizer.eoc_id:
             again, speaker = again + part, prompts.HUMAN
         else:
             assert part.startswith(speaker)

@@ -83,7 +83,7 @@ def main(_: Sequence[str]) -> None:
     quick, sizes = _QUICK.value, None
     if _MESH.value:
         sizes = parse_mesh(_MESH.value)
-    elif c.mesh != config.base_config(c.stage, c.rung).mesh:
+    elif c.mesh.to_dict() != config.base_config(c.stage, c.rung).mesh.to_dict():
         data, fsdp, tensor = sharding.make_mesh(**c.mesh, devices=topology.devices()).shape.values()
         sizes = data, fsdp, tensor
     if sizes and min(sizes) < 1:
