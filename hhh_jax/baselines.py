@@ -1,13 +1,16 @@
 """Trivial rankers of pairs, to stand beside every model: a result that one of them matches shows nothing.
 
-    chance         one half majority       the label that is good most often in training; only where the same
-    two labels are the sides throughout shorter        the side with fewer UTF-8 bytes longer         the side
-    with more bag_of_words   logistic regression on word counts; trained, like majority, on the pairs that the
-    models saw
+    chance         one half
+    majority       the label that is good most often in training; only where the same two labels are the sides
+                   throughout
+    shorter        the side with fewer UTF-8 bytes
+    longer         the side with more
+    bag_of_words   logistic regression on word counts; trained, like majority, on the training pairs, those included
+                   that are too long for the models
 
-The features of bag_of_words are the words of the good side less those of the bad one; the context, which both
-share, cancels. Where the same two labels are the sides throughout, only the context can tell them apart, and
-the features are words of the context times label.
+The features of bag_of_words are the words of the good side less those of the bad one; the context, which both share,
+cancels. Where the same two labels are the sides throughout, only the context can tell them apart, and the features are
+words of the context times label.
 """
 
 import re

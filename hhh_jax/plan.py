@@ -54,7 +54,7 @@ def run_config(
 
 
 def baselines(c: ml_collections.ConfigDict, tasks: Iterable[str], train_pairs: int) -> Iterator[Planned]:
-    """What lengths, words and the like alone get right of every task, from as many pairs as its models learn from."""
+    """What lengths, words and the like alone get right of every task, from the pairs that its models are given."""
     for task in tasks:
         arguments = {
             "task": source(c, task), "seed": 0, "train_pairs": train_pairs, "test_pairs": tested_items(c, task),

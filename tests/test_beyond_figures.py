@@ -6,7 +6,7 @@ from test_prompting_figures import drawn, table
 
 from hhh_jax import claims
 from hhh_jax.analyses.joint_fit import curve
-from hhh_jax.claims.rules import CONTRADICTED, NOT_RUN, POWER, SUPPORTED
+from hhh_jax.claims.rules import CONTRADICTED, FLOOR, NOT_RUN, POWER, SUPPORTED
 from hhh_jax.evals.pass_at_k import best_of_n_kl
 from hhh_jax.figures import beyond, discriminator, style
 from hhh_jax.summary import Study
@@ -126,6 +126,15 @@ def test_claims_are_judged_by_their_rows(tmp_path):
     contrary = [r | {"value": -0.4, "lo": -0.5, "hi": -0.3} for r in discriminator_rows() if "gain" in r["metric"]]
     against = outcomes(contrary, tmp_path)
     assert {against[key].verdict for key in list(verdicts)[:4]} == {CONTRADICTED}
+
+
+def test_noise_that_leaves_nothing_learned_shows_nothing(tmp_path):
+    rows = beyond_rows()
+    for r in rows:
+        if (r["stage"], r["metric"], r["k"]) == ("label_noise", "accuracy", 40):
+            r |= {"value": 0.52, "lo": 0.49, "hi": 0.55}
+    found = outcomes(rows, tmp_path)
+    assert found["noise_decalibrates"].verdict == FLOOR and found["noise_costs_little"].verdict == CONTRADICTED
 
 
 def test_without_rows_no_claim_is_tested(tmp_path):

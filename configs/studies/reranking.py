@@ -12,8 +12,8 @@ For each size and kind of problem:
 
 Problems are generated one-line functions with tests (code that the models wrote runs in a sandbox, which needs Linux;
 ``--config.run_untrusted_code=false`` leaves these out) and generated passages without their last word. Measured shares
-of right answers at T = 1, means over three seeds and the test problems: functions .31 (12k) and .56 (98k), passages .08
-(12k) and .43 (98k).
+of right answers at T = 1, means over three seeds and the test problems: functions .09 (12k) and .32 (98k), passages .09
+(12k) and .34 (98k).
 
 With ``:data=DIR`` the sizes and numbers are larger and problems come from DIR, as far as it has them:
 

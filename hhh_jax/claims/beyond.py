@@ -5,7 +5,7 @@ from typing import Any
 
 from hhh_jax.analyses.joint_fit import MISFIT
 from hhh_jax.claims.discriminator import measured
-from hhh_jax.claims.rules import MARGIN, NOT_RUN, Claim, Outcome, direction, equality
+from hhh_jax.claims.rules import FLOOR, MARGIN, NOT_RUN, Claim, Outcome, direction, equality
 from hhh_jax.stats import Estimate
 from hhh_jax.summary import Study, size_name, task_name
 
@@ -60,9 +60,12 @@ def _noise(metric: str, percent: int, verdict: Callable[[Estimate], str]) -> Cal
         if not at:
             return Outcome(NOT_RUN, note=f"no run with {percent}% of the training pairs flipped")
         row, estimate = at[-1]
+        learned = [value for r, value in measured(study, "label_noise", "accuracy", k=percent) if r.N == row.N]
+        # A model that has learned nothing promises nothing, which is calibrated.
+        reached = learned and learned[-1].lo > 0.5
         details = [(f"at {int(r.k)}%", value) for r, value in measured(study, "label_noise", metric)]
         where = f"{task_name(row.task)}, N = {size_name(row.N)}, {int(row.pairs_total)} pairs"
-        return Outcome(verdict(estimate), estimate, where, "", tuple(details))
+        return Outcome(verdict(estimate) if reached else FLOOR, estimate, where, "", tuple(details))
 
     return judge
 

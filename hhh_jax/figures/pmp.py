@@ -1,5 +1,6 @@
 """Preference model pre-training: the paper's figures 4, 5, 16, 17, 27, 28, 32 and 33."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -161,7 +162,7 @@ def pmp_losses(table: "pd.DataFrame") -> "Figure":
             arm = rows[(rows["task"] == task) & (rows["init"] == init)]
             shift = 0.02 * (index - (len(tasks) - 1) / 2)
             style.band(ax, arm, "N", task_name(task), color, MARKERS[index % len(MARKERS)], shift)
-        style.zero_line(ax, 0.6931)
+        style.zero_line(ax, math.log(2))
         style.size_axis(ax, sorted(rows["N"].astype(float).unique()))
         ax.set_title(name)
     axes[0].set_ylabel("PM loss (nats)")
@@ -179,7 +180,7 @@ def pmp_itself(table: "pd.DataFrame") -> "Figure":
     for column, source in zip(axes.T, sources, strict=True):
         here = rows[rows["task"] == source]
         others = sorted(set(here["init"]) - {"lm"})
-        for ax, metric, chance in zip(column, ("pm_loss", "accuracy"), (0.6931, 0.5), strict=True):
+        for ax, metric, chance in zip(column, ("pm_loss", "accuracy"), (math.log(2), 0.5), strict=True):
             style.zero_line(ax, chance)
             for index, (init, color) in enumerate(zip(("lm", *others), (style.BLUE, *SOURCE_COLORS), strict=False)):
                 arm = here[(here["init"] == init) & (here["metric"] == metric)]
